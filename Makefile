@@ -1,0 +1,117 @@
+# Needs make and a Python 3.11+ with pip; everything else goes into .venv.
+#   make demo    two real jobs on all cores
+#   make test    lint, types, layering, the whole suite
+# PYTHON=/path/to/python chooses the interpreter, ARGS="..." is passed on to pytest and to the benchmarks.
+
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-print-directory
+.NOTPARALLEL:
+
+VENV   := .venv
+BIN    := $(VENV)/bin
+PY     := $(BIN)/python
+PIP    := $(PY) -m pip --quiet --quiet --disable-pip-version-check
+PYTEST := $(PY) -m pytest
+ARGS   ?=
+
+# The stamps name what was installed; a change of pyproject.toml installs it again.
+RUN    := $(VENV)/.installed-run
+TEST   := $(VENV)/.installed-test
+DEV    := $(VENV)/.installed-dev
+PEERS  := $(VENV)/.installed-bench
+
+.PHONY: help demo test lint types layering unit integration bench bench-peers dev clean
+
+help:
+	@sed -n 's/^#   //p' Makefile
+	@echo "also: lint types layering unit integration bench bench-peers dev clean"
+
+# --- environment -------------------------------------------------------------------------------------------
+
+# Candidates are run, not only looked up: a version manager's shim may exist for a version that does not.
+# Where the interpreter has pip but not ensurepip (Debian without python3-venv), its pip fills the environment.
+$(VENV)/.created:
+	@set -e; found=; \
+	for candidate in "$(PYTHON)" python3 python3.13 python3.12 python3.11 python3.14 python; do \
+	  [ -n "$$candidate" ] || continue; \
+	  if "$$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1; then \
+	    found=$$candidate; break; \
+	  fi; \
+	  if [ -n "$(PYTHON)" ]; then break; fi; \
+	done; \
+	if [ -z "$$found" ]; then \
+	  if [ -n "$(PYTHON)" ]; then \
+	    echo "error: PYTHON=$(PYTHON) is not a Python 3.11 or newer" >&2; \
+	  else \
+	    echo "error: no Python 3.11 or newer found on PATH; install one, or name it: make PYTHON=/path/to/python" >&2; \
+	  fi; \
+	  exit 1; \
+	fi; \
+	rm -rf $(VENV); \
+	if ! "$$found" -m venv $(VENV) >/dev/null 2>&1; then \
+	  rm -rf $(VENV); \
+	  "$$found" -m venv --without-pip $(VENV) \
+	    && "$$found" -m pip --quiet --quiet --disable-pip-version-check --python $(PY) install pip \
+	    || { rm -rf $(VENV); echo "error: $$found can neither create a virtual environment with pip nor fill one; install its venv module (Debian: python3-venv)" >&2; exit 1; }; \
+	fi; \
+	touch $@
+
+$(RUN): pyproject.toml $(VENV)/.created
+	@$(PIP) install --editable .
+	@touch $@
+
+$(TEST): pyproject.toml $(VENV)/.created
+	@$(PIP) install --editable '.[test]'
+	@touch $@ $(RUN)
+
+$(DEV): pyproject.toml $(VENV)/.created
+	@$(PIP) install --editable '.[dev]'
+	@touch $@ $(TEST) $(RUN)
+
+$(PEERS): pyproject.toml $(VENV)/.created
+	@$(PIP) install --editable '.[bench]'
+	@touch $@ $(RUN)
+
+dev: $(DEV)
+
+# --- use ---------------------------------------------------------------------------------------------------
+
+demo: $(RUN)
+	@$(PY) examples/monte_carlo_pi.py
+	@echo
+	@$(PY) examples/index_source_tree.py
+
+bench: $(RUN)
+	@$(PY) -m framework.benchmarks $(ARGS)
+
+bench-peers: $(PEERS)
+	@$(PY) -m framework.benchmarks --peers $(ARGS)
+
+# --- checks ------------------------------------------------------------------------------------------------
+
+lint: $(TEST)
+	@$(PY) -m ruff check .
+
+types: $(TEST)
+	@$(PY) -m mypy
+
+layering: $(TEST)
+	@$(PYTEST) -q tests/unit/test_layering.py
+
+unit: $(TEST)
+	@$(PYTEST) tests/unit $(ARGS)
+
+integration: $(TEST)
+	@$(PYTEST) tests/integration $(ARGS)
+
+# One after the other, cheapest first, whatever -j says: the last line is pytest's summary of the whole suite.
+test: $(TEST)
+	@$(MAKE) lint
+	@$(MAKE) types
+	@$(MAKE) layering
+	@$(PYTEST) $(ARGS)
+
+clean:
+	@rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,113 @@
+"""An asyncio-native actor-and-task framework.
+
+    import framework as fw
+
+    @fw.remote
+    def add(a, b):
+        return a + b
+
+    fw.get(add.remote(1, 2))          # in a script
+    await add.remote(1, 2)            # in a coroutine
+    for ref in generator.remote(): …  # while the task still runs
+
+Everything public is reachable from here; modules are loaded when first used, so that the processes of a session start fast.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import cloudpickle as cloudpickle
+
+    from framework import actor as actor
+    from framework import exceptions as exceptions
+    from framework import runtime_context as runtime_context
+    from framework import util as util
+    from framework._api import available_resources as available_resources
+    from framework._api import cancel as cancel
+    from framework._api import cluster_resources as cluster_resources
+    from framework._api import get as get
+    from framework._api import get_gpu_ids as get_gpu_ids
+    from framework._api import init as init
+    from framework._api import is_initialized as is_initialized
+    from framework._api import kill as kill
+    from framework._api import nodes as nodes
+    from framework._api import put as put
+    from framework._api import remote as remote
+    from framework._api import shutdown as shutdown
+    from framework._api import wait as wait
+    from framework._base.ids import ActorID as ActorID
+    from framework._base.ids import JobID as JobID
+    from framework._base.ids import NodeID as NodeID
+    from framework._base.ids import ObjectID as ObjectID
+    from framework._base.ids import PlacementGroupID as PlacementGroupID
+    from framework._base.ids import TaskID as TaskID
+    from framework._base.ids import WorkerID as WorkerID
+    from framework._base.retry import RetryPolicy as RetryPolicy
+    from framework.actor import ActorClass as ActorClass
+    from framework.actor import ActorHandle as ActorHandle
+    from framework.actor import get_actor as get_actor
+    from framework.actor import method as method
+    from framework.object_ref import DynamicObjectRefGenerator as DynamicObjectRefGenerator
+    from framework.object_ref import ObjectRef as ObjectRef
+    from framework.object_ref import ObjectRefGenerator as ObjectRefGenerator
+    from framework.remote_function import RemoteFunction as RemoteFunction
+    from framework.runtime_context import get_runtime_context as get_runtime_context
+    from framework.task_group import task_group as task_group
+
+__version__ = "0.1.0"
+
+_WHERE = {
+    "framework._api": (
+        "available_resources",
+        "cancel",
+        "cluster_resources",
+        "get",
+        "get_gpu_ids",
+        "init",
+        "is_initialized",
+        "kill",
+        "nodes",
+        "put",
+        "remote",
+        "shutdown",
+        "wait",
+    ),
+    "framework._base.ids": ("ActorID", "JobID", "NodeID", "ObjectID", "PlacementGroupID", "TaskID", "WorkerID"),
+    "framework._base.retry": ("RetryPolicy",),
+    "framework.actor": ("ActorClass", "ActorHandle", "get_actor", "method"),
+    "framework.object_ref": ("DynamicObjectRefGenerator", "ObjectRef", "ObjectRefGenerator"),
+    "framework.remote_function": ("RemoteFunction",),
+    "framework.runtime_context": ("get_runtime_context",),
+    "framework.task_group": ("task_group",),
+}
+_NAMES = {name: module for module, names in _WHERE.items() for name in names}
+_MODULES = ("actor", "exceptions", "runtime_context", "util", "remote_function", "object_ref", "benchmarks")
+
+__all__ = [*sorted(_NAMES), "actor", "cloudpickle", "exceptions", "runtime_context", "util"]
+
+
+def __getattr__(name: str) -> Any:
+    module = _NAMES.get(name)
+    if module is not None:
+        value = getattr(importlib.import_module(module), name)
+    elif name in _MODULES:
+        value = importlib.import_module(f"framework.{name}")
+    elif name == "cloudpickle":
+        value = importlib.import_module("cloudpickle")
+    else:
+        raise AttributeError(f"module 'framework' has no attribute {name!r}")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
+def preload() -> None:
+    """Load all public modules now (the zygote does, before it forks workers)."""
+    for name in __all__:
+        getattr(importlib.import_module("framework"), name)

@@ -1,0 +1,52 @@
+"""Every bound of the system, in one place. Sizes in bytes, times in seconds, unless the name says otherwise."""
+
+from __future__ import annotations
+
+from typing import Final
+
+# --- wire ------------------------------------------------------------------------------------------
+PROTOCOL_VERSION: Final = 1
+MAX_HANDSHAKE_FRAME: Final = 64 * 1024  #: a HELLO holds names and numbers, never user data
+MAX_FRAME: Final = 2**31 - 1  #: the most that msgpack's Unpacker can buffer
+MAX_ARRAY_ITEMS: Final = 2_000_000
+MAX_MAP_ITEMS: Final = 100_000
+RECV_CHUNK: Final = 256 * 1024
+SEND_CHUNK: Final = 1024 * 1024
+HELLO_TIMEOUT: Final = 5.0
+MAX_UNAUTHENTICATED: Final = 64
+CONNECT_TIMEOUT: Final = 5.0
+LISTEN_BACKLOG: Final = 512
+
+# --- objects ---------------------------------------------------------------------------------------
+INLINE_LIMIT: Final = 100 * 1024  #: results up to this size travel inline and live with their owner
+DROP_TICK: Final = 0.05  #: how soon dropped references are noticed by an otherwise idle process
+DROP_TICK_MAX: Final = 0.25
+
+# --- submission ------------------------------------------------------------------------------------
+LEASE_BUDGET_US: Final = 5_000  #: work, by measured run time, that is sent ahead to one worker
+LEASE_MAX_DEPTH: Final = 1_000  #: tasks that are sent ahead to one worker
+LEASE_MIN_COST_US: Final = 5  #: what a task is taken to cost at the least
+LEASE_IDLE: Final = 0.25  #: an idle lease is returned after this time
+MAX_LEASES_WANTED: Final = 256  #: leases that one owner asks for at a time, per scheduling key
+STALL: Final = 0.02  #: a worker silent for this long has its unstarted tasks taken back
+MAX_PENDING_PER_ACTOR_CONNECTION: Final = 10_000
+
+# --- streams ---------------------------------------------------------------------------------------
+STREAM_WINDOW: Final = 64  #: items that a generator task may run ahead of its consumer
+
+# --- node ------------------------------------------------------------------------------------------
+MAX_WORKERS: Final = 4_096
+WORKER_START_TIMEOUT: Final = 60.0
+WORKER_IDLE_TIMEOUT: Final = 1.0  #: idle workers beyond one per CPU are ended after this time
+NODE_START_TIMEOUT: Final = 60.0
+EXIT_GRACE: Final = 1.0  #: between asking a process to end and killing it
+CANCEL_GRACE: Final = 5.0  #: between interrupting a task whose time is up and killing its worker
+DEATH_VERDICT_TIMEOUT: Final = 5.0  #: how long an owner waits for the node to name a worker's cause of death
+LOG_POLL: Final = 0.1
+LOG_POLL_BYTES: Final = 1024 * 1024
+SESSIONS_KEPT: Final = 10  #: old sessions whose logs are kept
+
+# --- ends ------------------------------------------------------------------------------------------
+SHUTDOWN_GRACE: Final = 2.0
+MAX_ERROR_TEXT: Final = 64 * 1024
+UNIX_PATH_MAX: Final = 100  #: sockaddr_un holds 108 bytes on Linux, 104 on macOS

@@ -1,0 +1,191 @@
+"""Amounts of resources in exact fixed point: integers in units of 1/10000.
+
+Ten tasks of 0.1 CPU are one CPU, exactly; sums of floats are not. On hot paths a set of resources is a plain
+``dict[str, int]`` from name to units, without entries of zero. Ray uses the same resolution.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from numbers import Integral, Real
+
+UNIT = 10_000
+"""Units in one whole resource."""
+
+CPU = "CPU"
+GPU = "GPU"
+MEMORY = "memory"
+
+_OPTION_OF = {CPU: "num_cpus", GPU: "num_gpus", MEMORY: "memory"}
+_ORDER = {CPU: 0, GPU: 1, MEMORY: 2}
+
+
+def to_units(amount: object, name: str) -> int:
+    """`amount` in units, rounded to the nearest.
+
+    `name` is the option or resource named in errors; under ``num_gpus`` and ``GPU`` an amount above 1 must be
+    whole. `TypeError` for what is no real number (bool included); `ValueError` for negative, NaN, infinite,
+    or an amount above zero that is less than half a unit.
+    """
+    if isinstance(amount, bool) or not isinstance(amount, Real):
+        kind = type(amount).__name__
+        raise TypeError(f"{name} must be a number (int or float), not {amount!r} of type {kind}")
+    value: float
+    if isinstance(amount, Integral):
+        value = int(amount)
+        units = value * UNIT
+    elif math.isnan(amount) or math.isinf(amount):
+        raise ValueError(f"{name} must be a finite number, got {amount!r}")
+    else:
+        value = float(amount)
+        # Whole numbers beyond 2**53 / UNIT would lose digits in the product.
+        units = int(value) * UNIT if value.is_integer() else round(value * UNIT)
+    if units < 0 or value < 0:
+        raise ValueError(f"{name} must not be negative, got {amount!r}")
+    if units == 0 and value > 0:
+        raise ValueError(f"{name}={amount!r} is finer than the resolution of resources, {1 / UNIT}")
+    if name in (GPU, "num_gpus") and units > UNIT and units % UNIT:
+        raise ValueError(f"{name} must be a whole number when it is above 1, got {amount!r}")
+    return units
+
+
+def parse(
+    num_cpus: object,
+    num_gpus: object,
+    memory: object,
+    resources: Mapping[str, object] | None,
+    *,
+    default_cpus: float,
+) -> dict[str, int]:
+    """The set of resources that these options ask for; None means `default_cpus`, and otherwise nothing.
+
+    `memory` is in bytes. Errors as in `to_units`; also `ValueError` when `resources` names CPU, GPU or
+    memory, which have options of their own, and `TypeError` when it is no mapping from text.
+    """
+    units = {
+        CPU: to_units(default_cpus if num_cpus is None else num_cpus, "num_cpus"),
+        GPU: 0 if num_gpus is None else to_units(num_gpus, "num_gpus"),
+        MEMORY: 0 if memory is None else to_units(memory, "memory"),
+    }
+    if resources is not None:
+        if not isinstance(resources, Mapping):
+            raise TypeError(f"resources must be a dict from names to amounts, not {resources!r}")
+        for name, amount in resources.items():
+            if not isinstance(name, str):
+                raise TypeError(f"the names in resources must be str, not {name!r}")
+            if not name:
+                raise ValueError("a name in resources must not be empty")
+            if name in _OPTION_OF:
+                option = f"{_OPTION_OF[name]}={amount!r}"
+                raise ValueError(f"resources must not contain {name!r}: use the option {option} instead")
+            units[name] = to_units(amount, f"resources[{name!r}]")
+    return {name: amount for name, amount in units.items() if amount}
+
+
+def fits(need: Mapping[str, int], have: Mapping[str, int]) -> bool:
+    """Whether `have` covers all of `need`."""
+    for name, amount in need.items():  # noqa: SIM110 - half as fast again as all() over a generator
+        if have.get(name, 0) < amount:
+            return False
+    return True
+
+
+def subtract(have: dict[str, int], need: Mapping[str, int]) -> None:
+    """Take `need` out of `have`, in place. It may go negative: whether that is meant is for the caller to
+    say.
+    """
+    for name, amount in need.items():
+        have[name] = have.get(name, 0) - amount
+
+
+def add(have: dict[str, int], need: Mapping[str, int]) -> None:
+    """Put `need` into `have`, in place."""
+    for name, amount in need.items():
+        have[name] = have.get(name, 0) + amount
+
+
+def to_floats(units: Mapping[str, int]) -> dict[str, float]:
+    """The amounts as users see them."""
+    return {name: amount / UNIT for name, amount in units.items()}
+
+
+def format_resources(units: Mapping[str, int]) -> str:
+    """For messages: ``{CPU: 2, GPU: 0.5}``; CPU, GPU and memory (bytes) first, then the others by name."""
+    names = sorted(units, key=lambda name: (_ORDER.get(name, len(_ORDER)), name))
+    return "{" + ", ".join(f"{name}: {_format_units(units[name])}" for name in names) + "}"
+
+
+def _format_units(units: int) -> str:
+    whole, rest = divmod(abs(units), UNIT)
+    sign = "-" if units < 0 else ""
+    return f"{sign}{whole}" + (f".{rest:04d}".rstrip("0") if rest else "")
+
+
+def key(units: Mapping[str, int]) -> tuple[tuple[str, int], ...]:
+    """Equal, and hashable, for equal sets."""
+    return tuple(sorted(units.items()))
+
+
+class IndexedResource:
+    """Devices with numbers (GPUs), handed out whole or in shares.
+
+    Not bound to the counts in a ledger: a count may fit while no single device has room for the share, so
+    callers ask here before they grant.
+    """
+
+    __slots__ = ("_free", "total")
+
+    def __init__(self, total: int) -> None:
+        if total < 0:
+            raise ValueError(f"a number of devices must not be negative, got {total}")
+        self.total = total
+        self._free = [UNIT] * total
+
+    def allocate(self, units: int) -> list[tuple[int, int]] | None:
+        """``[(index, units), ...]`` for this many units, or None when that is not free now.
+
+        One unit or more means that many whole, unshared devices, the lowest numbers first. Less than one
+        means a share of the device with the least room that suffices. `ValueError` when negative, or above
+        one and not whole.
+        """
+        if units < 0 or (units > UNIT and units % UNIT):
+            raise ValueError(f"devices are given out whole or in a share of one, not {_format_units(units)}")
+        free = self._free
+        if units >= UNIT:
+            count = units // UNIT
+            whole = [index for index, room in enumerate(free) if room == UNIT][:count]
+            if len(whole) < count:
+                return None
+            for index in whole:
+                free[index] = 0
+            return [(index, UNIT) for index in whole]
+        if units == 0:
+            return []
+        candidates = [(room, index) for index, room in enumerate(free) if room >= units]
+        if not candidates:
+            return None
+        _, best = min(candidates)
+        free[best] -= units
+        return [(best, units)]
+
+    def free(self, allocation: list[tuple[int, int]]) -> None:
+        """Take back what `allocate` gave. `ValueError`, and no change, for what cannot have come from it."""
+        after = self._free.copy()
+        for index, units in allocation:
+            if not 0 <= index < self.total or units < 0 or after[index] + units > UNIT:
+                raise ValueError(f"device {index} cannot take back {_format_units(units)}: not allocated")
+            after[index] += units
+        self._free = after
+
+    def available(self) -> int:
+        """Units that are free, over all devices."""
+        return sum(self._free)
+
+    def can_allocate(self, units: int) -> bool:
+        """Whether `allocate` would find room now."""
+        if units == 0:
+            return True
+        if units >= UNIT:
+            return sum(1 for room in self._free if room == UNIT) * UNIT >= units
+        return any(room >= units for room in self._free)

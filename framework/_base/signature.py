@@ -1,0 +1,93 @@
+"""Checking the arguments of a call against a signature, before the call leaves: a wrong argument is an error at the line
+that made it. Picklable, so that it travels with actor handles."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any
+
+
+class CallSignature:
+    """What a function can be called with. `check` is fast for positional arguments."""
+
+    __slots__ = ("_keywords", "_most", "_names", "_positional", "_required", "_required_keywords", "_text", "_variadic")
+
+    def __init__(self, function: Callable[..., Any], *, skip_first: bool = False) -> None:
+        """`skip_first`: leave out ``self``. A function without a readable signature takes anything."""
+        self._text = ""
+        self._required = 0
+        self._most: int | None = None
+        self._names: tuple[str, ...] = ()
+        self._positional = 0
+        self._keywords: frozenset[str] | None = None
+        self._required_keywords: frozenset[str] = frozenset()
+        self._variadic = True
+        try:
+            parameters = list(inspect.signature(function).parameters.values())
+        except (TypeError, ValueError):
+            return
+        if skip_first and parameters and parameters[0].kind in (
+            inspect.Parameter.POSITIONAL_ONLY,
+            inspect.Parameter.POSITIONAL_OR_KEYWORD,
+        ):
+            parameters = parameters[1:]
+        self._take(parameters)
+
+    def _take(self, parameters: list[inspect.Parameter]) -> None:
+        kind = inspect.Parameter
+        empty = kind.empty
+        positional = [p for p in parameters if p.kind in (kind.POSITIONAL_ONLY, kind.POSITIONAL_OR_KEYWORD)]
+        has_args = any(p.kind == kind.VAR_POSITIONAL for p in parameters)
+        has_kwargs = any(p.kind == kind.VAR_KEYWORD for p in parameters)
+        only = [p for p in parameters if p.kind == kind.KEYWORD_ONLY]
+        self._required = sum(1 for p in positional if p.default is empty)
+        self._most = None if has_args else len(positional)
+        self._positional = sum(1 for p in positional if p.kind == kind.POSITIONAL_ONLY)
+        self._names = tuple(p.name for p in positional)
+        self._keywords = (
+            None
+            if has_kwargs
+            else frozenset([p.name for p in positional if p.kind != kind.POSITIONAL_ONLY] + [p.name for p in only])
+        )
+        self._required_keywords = frozenset(p.name for p in only if p.default is empty)
+        self._variadic = False
+        self._text = ", ".join(
+            str(p.replace(annotation=empty, default="..." if p.default is not empty else empty)).replace("'...'", "...")
+            for p in parameters
+        )
+
+    def check(self, name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+        """`TypeError` that names the function and the argument, when the call cannot work."""
+        if self._variadic:
+            return
+        count = len(args)
+        if not kwargs and not self._required_keywords:
+            if self._required <= count and (self._most is None or count <= self._most):
+                return
+        problem = self._problem(count, kwargs)
+        if problem:
+            raise TypeError(f"{name}() {problem}. Its signature is {name}({self._text})")
+
+    def _problem(self, count: int, kwargs: Mapping[str, Any]) -> str | None:
+        if self._most is not None and count > self._most:
+            return f"takes at most {self._most} positional argument(s), but {count} were given"
+        given = set(self._names[:count])
+        for keyword in kwargs:
+            if keyword in given and (self._keywords is None or keyword in self._keywords):
+                return f"got two values for the argument {keyword!r}"
+            if self._keywords is not None and keyword not in self._keywords:
+                return f"got an unexpected keyword argument {keyword!r}"
+        missing = [repr(n) for n in self._names[count : self._required] if n not in kwargs]
+        missing += [repr(n) for n in self._names[count : self._required][: max(0, self._positional - count)] if n in kwargs]
+        missing += [repr(n) for n in sorted(self._required_keywords) if n not in kwargs]
+        if missing:
+            return f"misses the argument(s) {', '.join(missing)}"
+        return None
+
+    def __getstate__(self) -> tuple[Any, ...]:
+        return tuple(getattr(self, name) for name in self.__slots__)
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        for name, value in zip(self.__slots__, state, strict=True):
+            setattr(self, name, value)

@@ -1,0 +1,1 @@
+"""The head: the one service of a cluster that knows its members, actors and jobs."""

@@ -1,0 +1,149 @@
+"""The head service: an actor directory, the membership of nodes, job numbers. It never unpickles user data."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from framework._base import resources as res
+from framework._net.connection import Connection, Frame, Handler
+from framework._state.actors import ActorDirectory, ActorRecord
+from framework._wire import messages as m
+
+
+class HeadService:
+    """Handlers for drivers, workers and nodes. Lives on one loop."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._actors = ActorDirectory()
+        self._nodes: dict[Connection, dict[str, Any]] = {}
+        self._placed_on: dict[bytes, Connection] = {}
+        self._next_job = 0
+        self.handlers: dict[int, Handler] = {
+            m.JOB_START: self._job_start,
+            m.ACTOR_CREATE: self._actor_create,
+            m.ACTOR_FIND: self._actor_find,
+            m.ACTOR_WATCH: self._actor_watch,
+            m.ACTOR_KILL: self._actor_kill,
+            m.ACTOR_END: self._actor_end,
+            m.ACTOR_LIST: self._actor_list,
+            m.ACTOR_PLACED: self._actor_placed,
+            m.ACTOR_GONE: self._actor_gone,
+            m.NODE_JOIN: self._node_join,
+            m.NODE_LOAD: self._node_load,
+            m.NODES: self._list_nodes,
+            m.RESOURCES: self._resources,
+        }
+
+    def peer_joined(self, connection: Connection) -> dict[str, object] | None:
+        """A peer said HELLO."""
+        return None
+
+    def peer_lost(self, connection: Connection) -> None:
+        """A driver, worker or node is gone."""
+        self._nodes.pop(connection, None)
+        self._run(self._actors.owner_gone(connection))
+
+    # ---- jobs and nodes ------------------------------------------------------------------------------
+
+    def _job_start(self, connection: Connection, frame: Frame) -> None:
+        self._next_job += 1
+        connection.reply(frame[1], {"job": self._next_job})
+
+    def _node_join(self, connection: Connection, frame: Frame) -> None:
+        self._nodes[connection] = {**frame[1], "available": dict(frame[1]["total"])}
+
+    def _node_load(self, connection: Connection, frame: Frame) -> None:
+        node = self._nodes.get(connection)
+        if node is not None:
+            node["available"] = frame[1]
+
+    def _list_nodes(self, connection: Connection, frame: Frame) -> None:
+        connection.reply(frame[1], list(self._nodes.values()))
+
+    def _resources(self, connection: Connection, frame: Frame) -> None:
+        total: dict[str, int] = {}
+        for node in self._nodes.values():
+            res.add(total, node["available"] if frame[2] else node["total"])
+        connection.reply(frame[1], total)
+
+    # ---- actors --------------------------------------------------------------------------------------
+
+    def _actor_create(self, connection: Connection, frame: Frame) -> None:
+        _, rid, actor, spec = frame
+        existing = self._actors.find(spec["name"], spec["namespace"]) if spec.get("name") else None
+        if existing is not None and existing.actor_id != actor and spec.get("get_if_exists"):
+            connection.reply(rid, self._describe(existing))
+            return
+        commands = self._actors.create(actor, spec, connection)
+        connection.reply(rid, None)
+        self._run(commands)
+
+    def _actor_find(self, connection: Connection, frame: Frame) -> None:
+        _, rid, name, namespace = frame
+        record = self._actors.find(name, namespace)
+        connection.reply(rid, None if record is None else self._describe(record))
+
+    @staticmethod
+    def _describe(record: ActorRecord) -> dict[str, Any]:
+        return {"actor": record.actor_id, "handle": record.spec.get("handle")}
+
+    def _actor_watch(self, connection: Connection, frame: Frame) -> None:
+        record = self._actors.watch(frame[1], connection)
+        if record is None:
+            detail = {"text": "no such actor is known to this cluster", "error": None, "pid": 0}
+            connection.cast(m.ACTOR_STATE, frame[1], "DEAD", "", 0, detail)
+        else:
+            self._publish(connection, record)
+
+    def _actor_kill(self, connection: Connection, frame: Frame) -> None:
+        _, rid, actor, no_restart, reason = frame
+        self._run(self._actors.kill(actor, no_restart, reason))
+        connection.reply(rid, None)
+
+    def _actor_end(self, connection: Connection, frame: Frame) -> None:
+        """The last handle is gone, or its owner asks for an orderly end."""
+        _, actor, _incarnation, force, reason = frame
+        self._run(self._actors.kill(actor, True, reason, force=force))
+
+    def _actor_list(self, connection: Connection, frame: Frame) -> None:
+        connection.reply(frame[1], [list(key) for key in self._actors.named(frame[2])])
+
+    def _actor_placed(self, connection: Connection, frame: Frame) -> None:
+        _, actor, incarnation, worker, address, pid, error = frame
+        self._run(self._actors.placed(actor, incarnation, worker, address, pid, error))
+
+    def _actor_gone(self, connection: Connection, frame: Frame) -> None:
+        _, actor, incarnation, detail, intended = frame
+        self._run(self._actors.gone(actor, incarnation, detail, intended))
+
+    def _run(self, commands: list[tuple[Any, ...]]) -> None:
+        for command in commands:
+            word = command[0]
+            if word == "publish":
+                self._publish(command[1], command[2])
+            elif word == "place":
+                _, actor, spec, incarnation = command
+                node = self._choose_node()
+                if node is not None:
+                    self._placed_on[actor] = node
+                    node.cast(m.ACTOR_PLACE, actor, spec, incarnation)
+            else:
+                actor = command[1]
+                node = self._placed_on.get(actor)
+                if node is not None and not node.closed:
+                    if word == "end":
+                        node.cast(m.ACTOR_END, actor, *command[2:])
+                    else:
+                        node.cast(m.ACTOR_END, actor, -1, True, "it is not wanted any more")
+
+    def _choose_node(self) -> Connection | None:
+        return next(iter(self._nodes), None)
+
+    @staticmethod
+    def _publish(watcher: Connection, record: ActorRecord) -> None:
+        if not watcher.closed:
+            watcher.cast(
+                m.ACTOR_STATE, record.actor_id, record.state, record.address, record.incarnation, record.detail
+            )

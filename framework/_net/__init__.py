@@ -1,0 +1,1 @@
+"""Connections: sockets in, frames out. The only place that touches sockets of the control plane."""

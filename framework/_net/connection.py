@@ -1,0 +1,335 @@
+"""One connection: a non-blocking socket that a loop reads and any thread may write.
+
+Why not an asyncio transport: those may be written from the loop's thread only, so every reply of a worker
+and every call of a driver would cost a hop between threads. Here the outgoing bytes are a deque, and whoever
+holds the lock sends all of it; a thread that finds the lock taken leaves its bytes to the holder, who looks
+again after letting go. When the socket is full, the loop takes over until it is writable again.
+
+Writing
+    `send`    any thread: append and write now
+    `post`    loop thread: append, written once at the end of this turn of the loop
+    `buffer`  any thread: append only; the caller calls `flush` later
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import socket
+import threading
+from collections import deque
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from framework._base import limits
+from framework._wire import messages as m
+from framework._wire.codec import DECODE_ERRORS, Decoder, new_packer
+from framework.exceptions import ConnectionFailedError, FrameworkError, ProtocolError
+
+log = logging.getLogger("framework.net")
+
+Frame = list[Any]
+Handler = Callable[["Connection", Frame], object]
+
+
+class Connection:
+    """A peer that frames are exchanged with.
+
+    `handlers` maps opcodes to plain functions ``(connection, frame)``. An exception of a handler of a call is
+    answered with FAIL; any other is logged, and the connection lives on, except after `ProtocolError`, which closes it.
+    `on_batch` is called after all frames of one read. `on_close` is called exactly once, on the loop.
+    """
+
+    __slots__ = (
+        "_calls",
+        "_decoder",
+        "_flush_scheduled",
+        "_fd",
+        "_handlers",
+        "_lock",
+        "_loop",
+        "_next_rid",
+        "_on_batch",
+        "_on_close",
+        "_out",
+        "_received",
+        "_rest",
+        "_sock",
+        "_writer_armed",
+        "closed",
+        "error",
+        "greeted",
+        "kind",
+        "ident",
+        "name",
+        "pack",
+        "peer",
+        "state",
+        "__weakref__",
+    )
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        sock: socket.socket,
+        handlers: Mapping[int, Handler],
+        *,
+        on_close: Callable[[Connection], None],
+        on_batch: Callable[[], None] | None = None,
+        name: str = "peer",
+        trusted: bool = True,
+    ) -> None:
+        sock.setblocking(False)
+        self._loop = loop
+        self._sock = sock
+        self._fd = sock.fileno()
+        self._handlers = handlers
+        self._on_close = on_close
+        self._on_batch = on_batch
+        self._decoder = Decoder(limits.MAX_FRAME)
+        self._out: deque[bytes] = deque()
+        self._rest: memoryview | None = None
+        self._lock = threading.Lock()
+        self._flush_scheduled = False
+        self._writer_armed = False
+        self._calls: dict[int, asyncio.Future[Any]] = {}
+        self._next_rid = 0
+        self._received = 0
+        self.pack = new_packer()  #: for the loop's thread only
+        self.closed = False
+        self.error: BaseException | None = None
+        self.greeted = trusted  #: false until the peer has said HELLO; then its frames are bounded in size
+        self.name = name
+        self.kind = ""  #: what the peer said it is
+        self.ident = b""
+        self.peer: dict[str, Any] = {}  #: the facts of its HELLO
+        self.state: Any = None  #: whatever the owning service keeps per connection
+        loop.add_reader(self._fd, self._on_readable)
+
+    # ---- receiving -----------------------------------------------------------------------------------
+
+    def _on_readable(self) -> None:
+        try:
+            data = self._sock.recv(limits.RECV_CHUNK)
+        except (BlockingIOError, InterruptedError):
+            return
+        except OSError as error:
+            self.close(error)
+            return
+        if not data:
+            self.close(None)
+            return
+        try:
+            if not self.greeted:
+                self._received += len(data)
+                if self._received > limits.MAX_HANDSHAKE_FRAME:
+                    raise ProtocolError("too much data before HELLO")
+            self._take(data)
+        except ProtocolError as error:
+            log.warning("%s: closed after a protocol error: %s", self.name, error)
+            self.close(error)
+        if self._on_batch is not None:
+            self._on_batch()
+
+    def _take(self, data: bytes) -> None:
+        handlers = self._handlers
+        check = m.check
+        frames = self._decoder.feed(data)
+        while not self.closed:
+            try:
+                frame = next(frames)
+            except StopIteration:
+                return
+            except DECODE_ERRORS as error:
+                raise ProtocolError(f"not a frame: {type(error).__name__}: {error}") from None
+            opcode = check(frame)
+            if not self.greeted and opcode != m.HELLO:
+                raise ProtocolError(f"{m.CATALOGUE[opcode].name} before HELLO")
+            handler = handlers.get(opcode)
+            try:
+                if handler is not None:
+                    handler(self, frame)
+                elif opcode == m.REPLY or opcode == m.FAIL:
+                    self._answered(opcode, frame)
+                else:
+                    raise ProtocolError(f"{m.CATALOGUE[opcode].name} is not for this peer")
+            except ProtocolError:
+                raise
+            except Exception as error:
+                self._handler_failed(opcode, frame, error)
+
+    def _handler_failed(self, opcode: int, frame: Frame, error: Exception) -> None:
+        message = m.CATALOGUE[opcode]
+        if message.is_call:
+            if not isinstance(error, FrameworkError | ValueError):
+                log.exception("%s: call %s failed", self.name, message.name)
+            self.fail(frame[1], error)
+        else:
+            log.exception("%s: message %s failed", self.name, message.name)
+
+    # ---- calls ---------------------------------------------------------------------------------------
+
+    def call(self, opcode: int, *fields: object) -> asyncio.Future[Any]:
+        """Send a call from the loop's thread; the future gets the reply's value, the peer's error, or
+        `ConnectionFailedError` when the connection ends before the answer."""
+        future: asyncio.Future[Any] = self._loop.create_future()
+        if self.closed:
+            future.set_exception(ConnectionFailedError(f"the connection to {self.name} is closed"))
+            return future
+        self._next_rid += 1
+        self._calls[self._next_rid] = future
+        self.post(self.pack((opcode, self._next_rid, *fields)))
+        return future
+
+    def reply(self, rid: int, value: object) -> None:
+        """Answer call `rid` (loop thread)."""
+        self.post(self.pack((m.REPLY, rid, value)))
+
+    def fail(self, rid: int, error: BaseException) -> None:
+        """Answer call `rid` with an error (loop thread). It travels as class name and text: nothing is pickled here."""
+        self.post(self.pack((m.FAIL, rid, [type(error).__name__, str(error)])))
+
+    def _answered(self, opcode: int, frame: Frame) -> None:
+        future = self._calls.pop(frame[1], None)
+        if future is None or future.done():
+            return
+        if opcode == m.REPLY:
+            future.set_result(frame[2])
+        else:
+            future.set_exception(_remote_failure(frame[2]))
+
+    # ---- sending -------------------------------------------------------------------------------------
+
+    def send(self, data: bytes) -> None:
+        """Any thread: write now, as far as the socket takes it."""
+        self._out.append(data)
+        self.flush()
+
+    def buffer(self, data: bytes) -> None:
+        """Any thread: keep until somebody calls `flush`."""
+        self._out.append(data)
+
+    def post(self, data: bytes) -> None:
+        """Loop thread: written at the end of this turn, together with all else that was posted."""
+        self._out.append(data)
+        if not self._flush_scheduled:
+            self._flush_scheduled = True
+            self._loop.call_soon(self._flush_turn)
+
+    def cast(self, *frame: object) -> None:
+        """Loop thread: `post` a message without an answer."""
+        self.post(self.pack(frame))
+
+    def _flush_turn(self) -> None:
+        self._flush_scheduled = False
+        self.flush()
+
+    def flush(self) -> None:
+        """Any thread: write what is buffered. Returns at once when another thread is at it, or the socket is full."""
+        out, lock = self._out, self._lock
+        while out and not self._writer_armed and lock.acquire(False):
+            try:
+                if self._writer_armed or self.closed:
+                    return
+                full = self._write()
+            finally:
+                lock.release()
+            if full:
+                with contextlib.suppress(RuntimeError):  # the loop is closed: so is everything
+                    self._loop.call_soon_threadsafe(self._arm_writer)
+                return
+
+    def _write(self) -> bool:
+        """With the lock held: one write. True when the socket took less than there was."""
+        out = self._out
+        rest = self._rest
+        data: bytes | memoryview
+        if rest is not None:
+            data = rest
+        else:
+            data = out.popleft()
+            if out and len(data) < limits.SEND_CHUNK:
+                chunks = [data]
+                size = len(data)
+                while out and size < limits.SEND_CHUNK:
+                    chunk = out.popleft()
+                    size += len(chunk)
+                    chunks.append(chunk)
+                data = b"".join(chunks)
+        try:
+            sent = self._sock.send(data)
+        except (BlockingIOError, InterruptedError):
+            sent = 0
+        except OSError:
+            # The reading side sees the end of the connection and closes it, on the loop.
+            out.clear()
+            self._rest = None
+            return False
+        if sent == len(data):
+            self._rest = None
+            return False
+        self._rest = memoryview(data)[sent:]
+        self._writer_armed = True
+        return True
+
+    def _arm_writer(self) -> None:
+        if not self.closed:
+            self._loop.add_writer(self._fd, self._on_writable)
+
+    def _on_writable(self) -> None:
+        with self._lock:
+            if self.closed:
+                return
+            self._writer_armed = False
+            full = (self._rest is not None or bool(self._out)) and self._write()
+        if full:
+            return  # the writer is still armed
+        self._loop.remove_writer(self._fd)
+        self.flush()
+
+    # ---- the end -------------------------------------------------------------------------------------
+
+    def close(self, error: BaseException | None = None) -> None:
+        """Loop thread: end the connection, after one more attempt to write what is buffered."""
+        if self.closed:
+            return
+        self._writer_armed = False
+        with contextlib.suppress(OSError):
+            self.flush()
+        self.closed = True
+        self.error = error
+        self._loop.remove_reader(self._fd)
+        self._loop.remove_writer(self._fd)
+        with self._lock:
+            self._sock.close()
+            self._out.clear()
+            self._rest = None
+        calls, self._calls = self._calls, {}
+        for future in calls.values():
+            if not future.done():
+                future.set_exception(ConnectionFailedError(f"the connection to {self.name} was lost"))
+                future.exception()  # whoever waits gets it; nobody waiting is no news
+        self._on_close(self)
+
+    def __repr__(self) -> str:
+        return f"<Connection {self.name}{' closed' if self.closed else ''}>"
+
+
+def _remote_failure(error: list[Any]) -> Exception:
+    """The exception that a FAIL stands for: the same class where it is one of ours or a common builtin."""
+    from framework import exceptions
+
+    name = error[0] if error and isinstance(error[0], str) else ""
+    text = str(error[1]) if len(error) > 1 else "the peer gave no reason"
+    cls = getattr(exceptions, name, None)
+    if isinstance(cls, type) and issubclass(cls, FrameworkError):
+        try:
+            if issubclass(cls, exceptions.ObjectLostError):
+                return cls(reason=text)
+            return cls(text)
+        except TypeError:
+            return FrameworkError(text)
+    if name == "ValueError":
+        return ValueError(text)
+    return FrameworkError(f"{name}: {text}")

@@ -1,0 +1,146 @@
+"""Listening Unix sockets: mode 0600, peers of the same user only, HELLO first."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import socket
+import struct
+from collections.abc import Callable, Mapping
+
+from framework._base import limits
+from framework._net.connection import Connection, Frame, Handler
+from framework._wire import messages as m
+from framework.exceptions import ProtocolError
+
+log = logging.getLogger("framework.net")
+
+_UCRED = struct.Struct("3i")
+
+
+def peer_uid(sock: socket.socket) -> int | None:
+    """The user at the other end of a Unix socket, where the system tells."""
+    option = getattr(socket, "SO_PEERCRED", None)
+    if option is None:  # macOS: the file mode and the directory's mode stand guard alone
+        return None
+    uid: int = _UCRED.unpack(sock.getsockopt(socket.SOL_SOCKET, option, _UCRED.size))[1]
+    return uid
+
+
+class Listener:
+    """Accepts connections on a Unix socket and greets them.
+
+    `on_peer(connection)` is called after a valid HELLO, before any other frame of that peer is handled; it may
+    raise `ProtocolError` to refuse. A peer that says nothing for `limits.HELLO_TIMEOUT` is dropped.
+    """
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        path: str,
+        handlers: Mapping[int, Handler],
+        *,
+        on_peer: Callable[[Connection], dict[str, object] | None],
+        on_close: Callable[[Connection], None],
+        ident: bytes,
+        on_batch: Callable[[], None] | None = None,
+        name: str = "peer",
+    ) -> None:
+        self._loop = loop
+        self._handlers = {**handlers, m.HELLO: self._on_hello}
+        self._on_peer = on_peer
+        self._on_close = on_close
+        self._on_batch = on_batch
+        self._ident = ident
+        self._name = name
+        self._waiting: dict[Connection, asyncio.TimerHandle] = {}
+        self.connections: set[Connection] = set()
+        self.path = path
+        self._sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self._sock.setblocking(False)
+        mask = os.umask(0o177)
+        try:
+            self._sock.bind(path)
+        finally:
+            os.umask(mask)
+        self._sock.listen(limits.LISTEN_BACKLOG)
+        loop.add_reader(self._sock.fileno(), self._accept)
+
+    def _accept(self) -> None:
+        for _ in range(64):
+            try:
+                sock, _ = self._sock.accept()
+            except (BlockingIOError, InterruptedError):
+                return
+            except OSError as error:
+                log.error("%s: cannot accept: %s", self._name, error)
+                return
+            if peer_uid(sock) not in (None, os.getuid()) or len(self._waiting) >= limits.MAX_UNAUTHENTICATED:
+                sock.close()
+                continue
+            connection = Connection(
+                self._loop,
+                sock,
+                self._handlers,
+                on_close=self._closed,
+                on_batch=self._on_batch,
+                name=self._name,
+                trusted=False,
+            )
+            self.connections.add(connection)
+            self._waiting[connection] = self._loop.call_later(limits.HELLO_TIMEOUT, self._too_slow, connection)
+
+    def _too_slow(self, connection: Connection) -> None:
+        connection.close(ProtocolError("no HELLO in time"))
+
+    def _on_hello(self, connection: Connection, frame: Frame) -> None:
+        timer = self._waiting.pop(connection, None)
+        if timer is None:
+            raise ProtocolError("HELLO twice")
+        timer.cancel()
+        _, version, kind, ident, pid, address, info = frame
+        if version != limits.PROTOCOL_VERSION:
+            raise ProtocolError(f"protocol version {version}, this is {limits.PROTOCOL_VERSION}")
+        connection.kind, connection.ident = kind, ident
+        connection.peer = {"pid": pid, "address": address, **info}
+        connection.name = f"{kind} {ident.hex()[:8]} (pid {pid})"
+        facts = self._on_peer(connection)
+        connection.greeted = True
+        connection.cast(m.WELCOME, limits.PROTOCOL_VERSION, self._ident, facts or {})
+
+    def _closed(self, connection: Connection) -> None:
+        self.connections.discard(connection)
+        timer = self._waiting.pop(connection, None)
+        if timer is not None:
+            timer.cancel()
+        elif connection.greeted:
+            self._on_close(connection)
+
+    def close(self) -> None:
+        """Stop listening, remove the socket's file and end all its connections."""
+        self._loop.remove_reader(self._sock.fileno())
+        self._sock.close()
+        with contextlib.suppress(OSError):
+            os.unlink(self.path)
+        for connection in list(self.connections):
+            connection.close(None)
+
+
+def hello(kind: str, ident: bytes, address: str = "", info: dict[str, object] | None = None) -> tuple[object, ...]:
+    """The HELLO frame of this process."""
+    return (m.HELLO, limits.PROTOCOL_VERSION, kind, ident, os.getpid(), address, info or {})
+
+
+def connect_unix(path: str) -> socket.socket:
+    """A connected non-blocking socket. Connecting to a Unix socket does not wait for the other side; `OSError` when
+    nobody listens (or its backlog is full)."""
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        sock.setblocking(False)
+        sock.connect(path)
+    except BaseException:
+        sock.close()
+        raise
+    return sock

@@ -1,0 +1,1 @@
+"""The node manager: resources, leases, worker processes and their output, for one machine."""

@@ -1,0 +1,181 @@
+"""Life of a node process: set up, serve until the driver ends or says so, leave nothing behind."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import socket
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from framework._base import limits
+from framework._net.connection import Connection, Handler
+from framework._net.listener import Listener
+from framework._node.service import NodeService, default_resources
+from framework._node.session import sweep_session, sweep_stale_sessions
+from framework._wire import messages as m
+from framework.exceptions import ProtocolError
+
+log = logging.getLogger("framework.node")
+
+
+def new_loop() -> asyncio.AbstractEventLoop:
+    """uvloop's where there is one."""
+    try:
+        import uvloop
+    except ImportError:
+        return asyncio.new_event_loop()
+    return uvloop.new_event_loop()
+
+
+class Service(Protocol):
+    """What the process needs of a service that peers connect to."""
+
+    handlers: dict[int, Handler]
+
+    def peer_joined(self, connection: Connection) -> dict[str, object] | None: ...
+
+    def peer_lost(self, connection: Connection) -> None: ...
+
+
+class NodeProcess:
+    """Head and node manager on one loop."""
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        config: dict[str, Any],
+        make_head: Callable[[asyncio.AbstractEventLoop], Service],
+    ) -> None:
+        self._loop = loop
+        self._config = config
+        self._session_dir: str = config["session_dir"]
+        self._stopping = False
+        wanted = config["resources"]
+        total = default_resources(wanted["num_cpus"], wanted["num_gpus"], wanted["memory"], wanted["resources"])
+        self.head = make_head(loop)
+        self.node = NodeService(
+            loop,
+            bytes.fromhex(config["node_id"]),
+            self._session_dir,
+            total,
+            random_bytes=os.urandom,
+            prestart=max(1, min(total.get("CPU", 0) // 10_000, 64)),
+            stop=self.stop,
+        )
+        self._connections: list[Connection] = []
+        self._listeners: list[Listener] = []
+
+    def start(self, zygote_sock: socket.socket, zygote_pid: int) -> None:
+        """Listen, join the head, greet the driver."""
+        sockets = os.path.join(self._session_dir, "sockets")
+        ident = self.node.node_id
+        self._listeners = [
+            Listener(
+                self._loop,
+                os.path.join(sockets, name),
+                service.handlers,
+                on_peer=service.peer_joined,
+                on_close=service.peer_lost,
+                ident=ident,
+                name=name,
+            )
+            for name, service in (("node", self.node), ("head", self.head))
+        ]
+        to_head, to_node = socket.socketpair()
+        head_side = Connection(self._loop, to_node, self.head.handlers, on_close=self.head.peer_lost, name="node")
+        node_side = Connection(
+            self._loop, to_head, self.node.head_handlers, on_close=lambda _: None, name="head"
+        )
+        self._connections += [head_side, node_side]
+        self.node.start(self.node.make_zygote(zygote_sock, zygote_pid), node_side)
+        self._adopt(self._config["head_fd"], self.head)
+        self._adopt(self._config["driver_fd"], self.node)
+        self._watch_driver(self._config["driver_pid"])
+        self._loop.call_later(1.0, self._sweep_stale)
+
+    def _adopt(self, fd: int, service: Service) -> None:
+        """The driver that started this process is connected already: it says HELLO on the socket that we inherited."""
+
+        def on_hello(connection: Connection, frame: list[Any]) -> None:
+            if connection.kind:
+                raise ProtocolError("HELLO twice")
+            _, _, connection.kind, connection.ident, pid, address, info = frame
+            connection.peer = {"pid": pid, "address": address, **info}
+            connection.name = f"{connection.kind} {connection.ident.hex()[:8]} (pid {pid})"
+            facts = service.peer_joined(connection) or {}
+            connection.cast(m.WELCOME, limits.PROTOCOL_VERSION, self.node.node_id, facts)
+
+        sock = socket.socket(fileno=fd)
+        handlers = {**service.handlers, m.HELLO: on_hello}
+        self._connections.append(
+            Connection(self._loop, sock, handlers, on_close=service.peer_lost, name="driver")
+        )
+
+    def _watch_driver(self, pid: int) -> None:
+        """The end of the connection tells that the driver is gone, unless a fork of it keeps the socket open: so watch the
+        process itself, where the system can."""
+        opener = getattr(os, "pidfd_open", None)
+        if opener is None:
+            return
+        try:
+            fd = opener(pid)
+        except ProcessLookupError:
+            self.stop("its driver has ended")
+        except OSError:
+            return
+        else:
+            self._loop.add_reader(fd, self.stop, "its driver has ended")
+
+    def _sweep_stale(self) -> None:
+        with contextlib.suppress(OSError):
+            sweep_stale_sessions()
+
+    def stop(self, reason: str) -> None:
+        """End all workers, clean the session directory, end this process."""
+        if self._stopping:
+            return
+        self._stopping = True
+        log.debug("node ends: %s", reason)
+        self.node.stop()
+        self._loop.call_soon(self._leave)
+
+    def _leave(self) -> None:
+        for listener in self._listeners:
+            listener.close()
+        for connection in self._connections:
+            connection.close()
+        self._loop.stop()
+
+
+def run_node(
+    config: dict[str, Any],
+    zygote_sock: socket.socket,
+    zygote_pid: int,
+    make_head: Callable[[asyncio.AbstractEventLoop], Service],
+) -> None:
+    """The whole life of the process. Never returns."""
+    log_path = os.path.join(config["session_dir"], "logs", "node.log")
+    logging.basicConfig(
+        filename=log_path, level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
+    )
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    with open(os.path.join(config["session_dir"], "node.pid"), "w") as file:
+        file.write(str(os.getpid()))
+    loop = new_loop()
+    asyncio.set_event_loop(loop)
+    process = NodeProcess(loop, config, make_head)
+    loop.add_signal_handler(signal.SIGTERM, process.stop, "it was asked to (SIGTERM)")
+    try:
+        process.start(zygote_sock, zygote_pid)
+        loop.run_forever()
+    except BaseException:
+        log.exception("the node process failed")
+        process.node.stop()
+    finally:
+        logging.shutdown()
+        sweep_session(config["session_dir"])
+        os._exit(0)

@@ -1,0 +1,484 @@
+"""The node service: turns what `NodeState` decides into messages, forks and kills."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+from collections.abc import Callable
+from typing import Any
+
+from framework._base import limits, resources as res
+from framework._net.connection import Connection, Frame, Handler
+from framework._node.logtail import LogMonitor
+from framework._node.zygote_client import Zygote, describe_exit, load_time_part, spawn_zygote
+from framework._state.node import ACTOR, IDLE, Allocation, EnvKey, NodeState, Worker, env_key
+from framework._wire import messages as m
+
+log = logging.getLogger("framework.node")
+
+
+class _Process:
+    """A worker process from fork to exit."""
+
+    __slots__ = ("actor", "connection", "env", "incarnation", "intended", "pid", "reason", "worker_id")
+
+    def __init__(self, worker_id: bytes, env: EnvKey) -> None:
+        self.worker_id = worker_id
+        self.env = env
+        self.pid = 0
+        self.connection: Connection | None = None
+        self.actor: bytes | None = None
+        self.incarnation = 0
+        self.reason = ""  #: why we ended it, if we did
+        self.intended = False
+
+
+class NodeService:
+    """Handlers for owners (drivers and workers) and for the head. Lives on one loop."""
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        node_id: bytes,
+        session_dir: str,
+        total: dict[str, int],
+        *,
+        random_bytes: Callable[[int], bytes],
+        prestart: int,
+        stop: Callable[[str], None],
+    ) -> None:
+        self._loop = loop
+        self._session_dir = session_dir
+        self._random_bytes = random_bytes
+        self._prestart = prestart
+        self._stop = stop
+        self.node_id = node_id
+        self.state = NodeState(total)
+        self._head: Connection | None = None
+        self._owners: dict[Connection, bytes] = {}  #: everyone who may ask for leases -> job
+        self._drivers: set[Connection] = set()
+        self._processes: dict[bytes, _Process] = {}
+        self._by_pid: dict[int, _Process] = {}
+        self._zygotes: dict[EnvKey, Zygote] = {}
+        self._actor_specs: dict[bytes, tuple[dict[str, Any], int]] = {}
+        self._logs = LogMonitor()
+        self._log_timer: asyncio.TimerHandle | None = None
+        self._reap_timer: asyncio.TimerHandle | None = None
+        self._load_timer: asyncio.TimerHandle | None = None
+        self._stopping = False
+        self.handlers: dict[int, Handler] = {
+            m.LEASE_KEY: self._lease_key,
+            m.LEASE_DEMAND: self._lease_demand,
+            m.LEASE_RETURN: self._lease_return,
+            m.BLOCKED: self._blocked,
+            m.UNBLOCKED: self._unblocked,
+            m.EXIT_DENIED: self._exit_denied,
+            m.ACTOR_UP: self._actor_up,
+            m.LOG_FLUSH: self._log_flush,
+            m.KILL_WORKER: self._kill_worker,
+            m.LEAVING: self._leaving,
+            m.NODE_STOP: self._node_stop,
+        }
+        self.head_handlers: dict[int, Handler] = {
+            m.ACTOR_PLACE: self._actor_place,
+            m.ACTOR_END: self._actor_end,
+        }
+
+    # ---- start and stop ------------------------------------------------------------------------------
+
+    def start(self, zygote: Zygote, head: Connection) -> None:
+        """Join the head and start the first workers."""
+        self._head = head
+        self._zygotes[()] = zygote
+        head.cast(
+            m.NODE_JOIN,
+            {
+                "node_id": self.node_id,
+                "total": self.state.total,
+                "pid": os.getpid(),
+                "session_dir": self._session_dir,
+            },
+        )
+        self._run(self.state.prestart(self._prestart))
+
+    def make_zygote(self, sock: Any, pid: int) -> Zygote:
+        """Take over the socket to a zygote process."""
+        return Zygote(
+            self._loop, sock, pid, on_forked=self._forked, on_exit=self._exited, on_lost=self._zygote_lost
+        )
+
+    def stop(self) -> None:
+        """End every worker at once and let go of everything; what they printed is still delivered."""
+        self._stopping = True
+        for timer in (self._log_timer, self._reap_timer, self._load_timer):
+            if timer is not None:
+                timer.cancel()
+        for process in self._processes.values():
+            if process.pid:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(process.pid, signal.SIGKILL)
+        for zygote in self._zygotes.values():
+            zygote.close()
+            zygote.reap()
+        self._deliver(self._logs.poll_all())
+        for worker_id in list(self._processes):
+            self._deliver(self._logs.forget(worker_id))
+        for connection in self._drivers:
+            connection.flush()
+
+    # ---- peers ---------------------------------------------------------------------------------------
+
+    def peer_joined(self, connection: Connection) -> dict[str, object] | None:
+        """A driver or worker said HELLO."""
+        info = connection.peer
+        facts: dict[str, object] = {
+            "node_id": self.node_id,
+            "total": self.state.total,
+            "pid": os.getpid(),
+        }
+        self._owners[connection] = info.get("job", b"")
+        if connection.kind == "driver":
+            self._drivers.add(connection)
+            connection.state = info
+        elif connection.kind == "worker":
+            process = self._processes.get(connection.ident)
+            if process is None:
+                connection.close()
+                return None
+            process.connection = connection
+            worker = Worker(process.worker_id, info["pid"], info["address"], process.env, connection)
+            self._run(self.state.worker_up(worker, self._loop.time()))
+            self._watch_idle()
+        return facts
+
+    def peer_lost(self, connection: Connection) -> None:
+        """A driver or worker is gone."""
+        if self._owners.pop(connection, None) is None:
+            return
+        self._drivers.discard(connection)
+        orphans, commands = self.state.owner_gone(connection)
+        for worker in orphans:
+            self._end_worker(worker.worker_id, "the process that had submitted its tasks has ended", intended=True)
+        self._run(commands)
+        if connection.kind == "worker":
+            process = self._processes.get(connection.ident)
+            if process is not None:
+                process.connection = None
+                if process.pid:
+                    # Normally it is dead or dying, and the zygote tells how. If it only lost its connection, it ends now.
+                    self._loop.call_later(limits.EXIT_GRACE, self._make_sure, process)
+        elif connection.kind == "driver" and not self._drivers and not self._stopping:
+            self._stop("its driver has ended")
+
+    def _make_sure(self, process: _Process) -> None:
+        if process.worker_id in self._processes:
+            self._end_worker(process.worker_id, "it lost its connection to the node", intended=False)
+
+    # ---- leases --------------------------------------------------------------------------------------
+
+    def _lease_key(self, connection: Connection, frame: Frame) -> None:
+        _, key, units, env, _strategy = frame
+        self.state.describe_key(connection, key, units, env_key(env), self._owners.get(connection, b""))
+
+    def _lease_demand(self, connection: Connection, frame: Frame) -> None:
+        self._run(self.state.demand(connection, frame[1], frame[2], frame[3]))
+
+    def _lease_return(self, connection: Connection, frame: Frame) -> None:
+        allocation = self.state.leases.get(frame[1])
+        self._run(self.state.lease_returned(frame[1], connection, self._loop.time()))
+        if allocation is not None and allocation.worker is not None:
+            self._logs.set_active(allocation.worker.worker_id, allocation.worker.state != IDLE)
+            self._watch_idle()
+
+    def _blocked(self, connection: Connection, frame: Frame) -> None:
+        self._run(self.state.blocked(connection.ident))
+
+    def _unblocked(self, connection: Connection, frame: Frame) -> None:
+        self.state.unblocked(connection.ident)
+
+    def _run(self, commands: list[tuple[Any, ...]]) -> None:
+        for command in commands:
+            word = command[0]
+            if word == "grant":
+                self._grant(*command[1:])
+            elif word == "start":
+                self._start_worker(command[1])
+            elif word == "run_actor":
+                self._run_actor(command[1], command[2])
+            elif word == "infeasible":
+                command[1].cast(m.LEASE_INFEASIBLE, command[2], command[3])
+            elif word == "pressure":
+                command[1].cast(m.LEASE_PRESSURE)
+            elif word == "actor_failed":
+                self._actor_failed(command[1], command[2])
+        if self._head is not None and self._load_timer is None and not self._stopping:
+            self._load_timer = self._loop.call_later(0.05, self._report_load)
+
+    def _report_load(self) -> None:
+        self._load_timer = None
+        if self._head is not None:
+            self._head.cast(m.NODE_LOAD, self.state.available)
+
+    def _grant(self, owner: Connection, key: int, allocation: Allocation) -> None:
+        worker = allocation.worker
+        assert worker is not None
+        self._set_active(worker.worker_id)
+        gpus = [index for index, _ in allocation.gpu_shares]
+        owner.cast(m.LEASE_GRANT, key, allocation.lease_id, worker.worker_id, worker.address, gpus)
+
+    # ---- processes -----------------------------------------------------------------------------------
+
+    def _start_worker(self, env: EnvKey) -> None:
+        zygote_env = load_time_part(env)
+        zygote = self._zygotes.get(zygote_env)
+        if zygote is None:
+            try:
+                zygote = self.make_zygote(*spawn_zygote(zygote_env))
+            except OSError as error:
+                self._run(self.state.start_failed(env, f"no worker process could be started: {error}"))
+                return
+            zygote.env = zygote_env
+            self._zygotes[zygote_env] = zygote
+        worker_id = self._random_bytes(28)
+        process = _Process(worker_id, env)
+        self._processes[worker_id] = process
+        zygote.fork(worker_id, env, self._worker_config(worker_id))
+        self._loop.call_later(limits.WORKER_START_TIMEOUT, self._start_timed_out, worker_id)
+
+    def _worker_config(self, worker_id: bytes) -> dict[str, Any]:
+        return {"session_dir": self._session_dir, "node_id": self.node_id, "worker_id": worker_id}
+
+    def _start_timed_out(self, worker_id: bytes) -> None:
+        process = self._processes.get(worker_id)
+        if process is not None and process.connection is None and worker_id not in self.state.workers:
+            if process.pid:
+                self._end_worker(worker_id, "it did not start in time", intended=False)
+            else:
+                self._forked(worker_id, 0, "the zygote does not answer")
+
+    def _forked(self, worker_id: bytes, pid: int, error: str) -> None:
+        process = self._processes.get(worker_id)
+        if process is None:
+            return
+        if error:
+            del self._processes[worker_id]
+            self._run(self.state.start_failed(process.env, f"no worker process could be started: {error}"))
+            return
+        process.pid = pid
+        self._by_pid[pid] = process
+        base = os.path.join(self._session_dir, "logs", f"worker-{worker_id.hex()[:12]}-{pid}")
+        self._logs.watch(worker_id, pid, base + ".out", base + ".err")
+        if worker_id in self.state.workers and self.state.workers[worker_id].state != IDLE:
+            self._set_active(worker_id)
+
+    def _exited(self, pid: int, status: int) -> None:
+        process = self._by_pid.pop(pid, None)
+        if process is None:
+            return
+        worker_id = process.worker_id
+        self._processes.pop(worker_id, None)
+        detail = describe_exit(status)
+        if process.reason:
+            detail = f"{process.reason} ({detail})"
+        detail = f"worker process {pid} {detail}" if not process.reason else f"worker process {pid}: {detail}"
+        self._deliver(self._logs.forget(worker_id))
+        known = worker_id in self.state.workers
+        if not known:
+            self._run(self.state.start_failed(process.env, f"{detail} while it was starting"))
+        allocation, commands = self.state.worker_gone(worker_id)
+        if process.actor is not None and self._head is not None:
+            self._actor_specs.pop(process.actor, None)
+            self._head.cast(m.ACTOR_GONE, process.actor, process.incarnation, detail, process.intended)
+        elif allocation is not None and allocation.actor is None and not allocation.owner.closed:
+            allocation.owner.cast(m.LEASE_LOST, allocation.lease_id, self._running_task(worker_id), detail)
+        self._run(commands)
+
+    def _running_task(self, worker_id: bytes) -> int:
+        """What the worker wrote down as running when it died (0: nothing), from the file that it maps."""
+        path = os.path.join(self._session_dir, "sockets", f"{worker_id.hex()[:12]}.run")
+        try:
+            with open(path, "rb") as file:
+                data = file.read(8)
+            os.unlink(path)
+        except OSError:
+            return 0
+        return int.from_bytes(data, "little")
+
+    def _zygote_lost(self, zygote: Zygote) -> None:
+        """A zygote died. Its workers die with it (parent-death signal), and nobody reports them: do it here."""
+        zygote.reap()
+        self._zygotes.pop(zygote.env, None)
+        if self._stopping:
+            return
+        log.error("the zygote process %d died; its workers die with it", zygote.pid)
+        for process in list(self._processes.values()):
+            if load_time_part(process.env) == zygote.env:
+                if process.pid:
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(process.pid, signal.SIGKILL)
+                    process.reason = process.reason or "its zygote died"
+                    self._exited(process.pid, signal.SIGKILL)
+                else:
+                    self._forked(process.worker_id, 0, "the zygote died")
+        if not zygote.env:
+            try:
+                self._zygotes[()] = self.make_zygote(*spawn_zygote(()))
+            except OSError as error:
+                self._stop(f"no zygote can be started: {error}")
+
+    def _end_worker(self, worker_id: bytes, reason: str, *, intended: bool) -> None:
+        process = self._processes.get(worker_id)
+        if process is None or not process.pid:
+            return
+        process.reason = process.reason or reason
+        process.intended = process.intended or intended
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(process.pid, signal.SIGKILL)
+
+    def _kill_worker(self, connection: Connection, frame: Frame) -> None:
+        """An owner asks for the end of a worker that it has leased."""
+        worker = self.state.workers.get(frame[1])
+        if worker is not None and worker.allocation is not None and worker.allocation.owner == connection:
+            self._end_worker(frame[1], frame[2], intended=True)
+
+    def _leaving(self, connection: Connection, frame: Frame) -> None:
+        """A worker says why it is about to end."""
+        process = self._processes.get(connection.ident)
+        if process is not None:
+            process.reason = process.reason or frame[1]
+            process.intended = True
+
+    def _node_stop(self, connection: Connection, frame: Frame) -> None:
+        if connection in self._drivers:
+            self._stop(frame[1])
+
+    # ---- idle workers --------------------------------------------------------------------------------
+
+    def _watch_idle(self) -> None:
+        if self._reap_timer is None and not self._stopping:
+            self._reap_timer = self._loop.call_later(limits.WORKER_IDLE_TIMEOUT, self._reap_idle)
+
+    def _reap_idle(self) -> None:
+        self._reap_timer = None
+        surplus = self.state.surplus(self._loop.time(), self._prestart, limits.WORKER_IDLE_TIMEOUT * 0.9)
+        for worker in surplus:
+            worker.idle_since = self._loop.time()  # asked once per period
+            worker.peer.cast(m.EXIT, False, "it is idle and not needed")
+        if sum(1 for w in self.state.workers.values() if w.state == IDLE) > self._prestart:
+            self._watch_idle()
+
+    def _exit_denied(self, connection: Connection, frame: Frame) -> None:
+        """An idle worker owns objects that are in use: it stays."""
+
+    # ---- actors --------------------------------------------------------------------------------------
+
+    def _actor_place(self, connection: Connection, frame: Frame) -> None:
+        _, actor, spec, incarnation = frame
+        text = self.state.never(spec["placement"])
+        if text is not None:
+            error = ["ActorUnschedulableError", f"the actor {spec['class_name']} can never be placed: {text}"]
+            connection.cast(m.ACTOR_PLACED, actor, incarnation, b"", "", 0, [2, 2, *error])
+            return
+        self._actor_specs[actor] = (spec, incarnation)
+        self._run(self.state.place_actor(actor, spec["resources"], env_key(spec.get("env")), spec["job"]))
+
+    def _run_actor(self, actor: bytes, allocation: Allocation) -> None:
+        worker = allocation.worker
+        assert worker is not None
+        process = self._processes.get(worker.worker_id)
+        found = self._actor_specs.get(actor)
+        if process is None or found is None:
+            self._end_worker(worker.worker_id, "its actor is not wanted any more", intended=True)
+            return
+        spec, incarnation = found
+        process.actor, process.incarnation = actor, incarnation
+        self._set_active(worker.worker_id)
+        gpus = [index for index, _ in allocation.gpu_shares]
+        worker.peer.cast(m.ACTOR_RUN, actor, spec, gpus, incarnation)
+
+    def _actor_up(self, connection: Connection, frame: Frame) -> None:
+        _, actor, error = frame
+        process = self._processes.get(connection.ident)
+        if process is None or self._head is None:
+            return
+        address = connection.peer["address"]
+        self._head.cast(
+            m.ACTOR_PLACED, actor, process.incarnation, connection.ident, address, process.pid, error
+        )
+        if error is not None:
+            process.actor = None
+            self._end_worker(process.worker_id, "its actor could not be constructed", intended=True)
+
+    def _actor_failed(self, actor: bytes, text: str) -> None:
+        _, incarnation = self._actor_specs.pop(actor, ({}, 0))
+        if self._head is not None:
+            self._head.cast(m.ACTOR_GONE, actor, incarnation, text, False)
+
+    def _actor_end(self, connection: Connection, frame: Frame) -> None:
+        _, actor, incarnation, force, reason = frame
+        if incarnation < 0:
+            self._actor_specs.pop(actor, None)
+        self._run(self.state.drop_actor(actor))
+        for worker in list(self.state.workers.values()):
+            if worker.state == ACTOR and worker.allocation is not None and worker.allocation.actor == actor:
+                process = self._processes.get(worker.worker_id)
+                if process is None:
+                    continue
+                if force:
+                    self._end_worker(worker.worker_id, reason, intended=False)
+                else:
+                    process.reason = reason
+                    worker.peer.cast(m.EXIT, True, reason)
+
+    # ---- output --------------------------------------------------------------------------------------
+
+    def _set_active(self, worker_id: bytes) -> None:
+        self._logs.set_active(worker_id, True)
+        if self._log_timer is None and not self._stopping:
+            self._log_timer = self._loop.call_later(limits.LOG_POLL, self._poll_logs)
+
+    def _poll_logs(self) -> None:
+        self._log_timer = None
+        self._deliver(self._logs.poll_active())
+        if any(worker.state != IDLE for worker in self.state.workers.values()):
+            self._log_timer = self._loop.call_later(limits.LOG_POLL, self._poll_logs)
+
+    def _log_flush(self, connection: Connection, frame: Frame) -> None:
+        self._deliver(self._logs.poll_all())
+        connection.reply(frame[1], None)
+
+    def _deliver(self, batches: list[Any]) -> None:
+        for batch in batches:
+            for connection in self._drivers:
+                if connection.state.get("log_to_driver", True) and not connection.closed:
+                    connection.cast(m.LOG_LINES, batch.pid, batch.is_err, [list(line) for line in batch.lines])
+
+
+def default_resources(
+    num_cpus: float | None, num_gpus: float | None, memory: float | None, custom: dict[str, float] | None
+) -> dict[str, int]:
+    """What a node offers when it is not told: the CPUs that this process may use, 70 % of memory, the GPUs that
+    CUDA_VISIBLE_DEVICES or the driver's device files show."""
+    if num_cpus is None:
+        num_cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if num_gpus is None:
+        num_gpus = visible_gpus()
+    if memory is None:
+        try:
+            memory = int(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") * 0.7)
+        except (ValueError, OSError):
+            memory = 0
+    return res.parse(num_cpus, num_gpus, memory, custom or {}, default_cpus=num_cpus)
+
+
+def visible_gpus() -> int:
+    """GPUs that this process may use, without loading any GPU library."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        return len([part for part in visible.split(",") if part.strip() and part.strip() != "-1"])
+    with contextlib.suppress(OSError):
+        return sum(1 for name in os.listdir("/proc/driver/nvidia/gpus"))
+    return 0

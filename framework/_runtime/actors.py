@@ -1,0 +1,330 @@
+"""Actors, the caller's side: creation through the head, calls straight to the actor's worker, in order."""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from typing import TYPE_CHECKING, Any
+
+from framework._base import limits
+from framework._net.connection import Connection, Frame
+from framework._runtime.waiters import register
+from framework._serial import values
+from framework._serial.errors import error_from_wire
+from framework._state.objects import FAILED, Entry
+from framework._state.tasks import FINISHED, QUEUED, SENT, TaskRecord
+from framework._wire import messages as m
+from framework.exceptions import ActorDiedError, ActorUnavailableError, FrameworkError
+
+if TYPE_CHECKING:
+    from framework._runtime.runtime import Runtime
+
+log = logging.getLogger("framework")
+
+PENDING = "PENDING_CREATION"
+ALIVE = "ALIVE"
+RESTARTING = "RESTARTING"
+DEAD = "DEAD"
+
+
+class ActorClient:
+    """What this process knows of one actor, and its calls to it. Calls leave in the order in which they were made: one
+    whose arguments are not there yet holds up those behind it."""
+
+    __slots__ = (
+        "_actors",
+        "actor_id",
+        "class_name",
+        "connection",
+        "creation",
+        "error",
+        "incarnation",
+        "inflight",
+        "known",
+        "lost_connection",
+        "queue",
+        "state",
+    )
+
+    def __init__(self, actors: Actors, actor_id: bytes, class_name: str) -> None:
+        self._actors = actors
+        self.actor_id = actor_id
+        self.class_name = class_name
+        self.state = PENDING
+        self.incarnation = 0
+        self.connection: Connection | None = None
+        self.lost_connection = False
+        self.queue: deque[TaskRecord] = deque()
+        self.inflight: dict[int, TaskRecord] = {}
+        self.error: BaseException | None = None
+        self.creation: Entry | None = None  #: done when its constructor is; freed when the last handle is gone
+        self.known = False  #: the head reports to us
+
+    def enqueue(self, task: TaskRecord) -> None:
+        """A call takes its place in the order; it is sent when `ready` was called for it and for all before it."""
+        task.state = QUEUED if task.deps is None else task.state
+        self.queue.append(task)
+
+    def ready(self, task: TaskRecord) -> None:
+        """Its arguments are known."""
+        if self.state == DEAD:
+            self._actors.runtime.submitter.fail(task, self.death())
+            return
+        task.state = QUEUED
+        if task not in self.queue:
+            self.queue.append(task)
+        self._actors.dirty.add(self)
+
+    def pump(self) -> None:
+        """Send what can be sent."""
+        connection = self.connection
+        if connection is None or self.state != ALIVE or connection.closed:
+            return
+        queue, inflight = self.queue, self.inflight
+        submitter = self._actors.runtime.submitter
+        sent = False
+        while queue and len(inflight) < limits.MAX_PENDING_PER_ACTOR_CONNECTION:
+            task = queue[0]
+            if task.state == FINISHED:
+                queue.popleft()
+                continue
+            if task.frame is None or task.state != QUEUED:
+                break
+            queue.popleft()
+            task.state = SENT
+            inflight[task.unique] = task
+            submitter.prepare(connection, task.template)
+            connection.buffer(task.frame)
+            sent = True
+        if sent:
+            connection.flush()
+
+    def finished(self, task: TaskRecord) -> None:
+        """A call is over."""
+        if self.inflight.pop(task.unique, None) is not None and self.queue:
+            self._actors.dirty.add(self)
+
+    def connection_of(self, task: TaskRecord) -> Connection | None:
+        return self.connection if task.unique in self.inflight else None
+
+    def death(self) -> BaseException:
+        return self.error or ActorDiedError("it has ended", actor_id=self.actor_id.hex(), class_name=self.class_name)
+
+
+class Actors:
+    """The clients of all actors that this process has handles of. Methods run on the loop unless they say otherwise."""
+
+    def __init__(self, runtime: Runtime) -> None:
+        self.runtime = runtime
+        self.dirty: set[ActorClient] = set()
+        self._clients: dict[bytes, ActorClient] = {}
+        self._creations: dict[bytes, ActorClient] = {}
+        self.head_handlers = {m.ACTOR_STATE: self._state}
+
+    def client(self, actor_id: bytes, class_name: str) -> ActorClient:
+        """Any thread: the client for this actor."""
+        client = self._clients.get(actor_id)
+        if client is None:
+            client = self._clients.setdefault(actor_id, ActorClient(self, actor_id, class_name))
+            self.runtime.post(self._watch, client)
+        return client
+
+    def _watch(self, client: ActorClient) -> None:
+        if client.known:
+            return
+        client.known = True
+        head = self.runtime.connect_head()
+        if head is None:
+            self._dead(client, {"text": "the head of the cluster cannot be reached"})
+        else:
+            head.cast(m.ACTOR_WATCH, client.actor_id)
+
+    def flush(self) -> None:
+        """Send what can be sent."""
+        while self.dirty:
+            self.dirty.pop().pump()
+
+    # ---- creation ------------------------------------------------------------------------------------
+
+    def create(
+        self,
+        actor_id: bytes,
+        spec: dict[str, Any],
+        deps: list[tuple[Any, Entry]] | None,
+        refs: list[Any] | None,
+        creation: Entry,
+    ) -> None:
+        """Any thread: register a new actor when its constructor's arguments are there."""
+        client = ActorClient(self, actor_id, spec["class_name"])
+        client.known = True
+        client.creation = creation
+        creation.task = client
+        self._clients[actor_id] = client
+        self._creations[creation.id] = client
+        self.runtime.post(self._admit, client, spec, deps or [], refs)
+
+    def _admit(
+        self, client: ActorClient, spec: dict[str, Any], deps: list[tuple[Any, Entry]], refs: list[Any] | None
+    ) -> None:
+        missing = {id(entry): entry for _, entry in deps if not entry.state}
+
+        def arrived(entry: Entry) -> None:
+            missing.pop(id(entry), None)
+            if not missing or entry.state == FAILED:
+                self._register(client, spec, deps, refs)
+
+        if not missing:
+            self._register(client, spec, deps, refs)
+            return
+        for entry in list(missing.values()):
+            self.runtime.objects.need(entry)
+            register(entry, arrived)
+
+    def _register(
+        self, client: ActorClient, spec: dict[str, Any], deps: list[tuple[Any, Entry]], refs: list[Any] | None
+    ) -> None:
+        if client.state == DEAD or spec.get("registered"):
+            return
+        spec["registered"] = True
+        for place, entry in deps:
+            if entry.state == FAILED:
+                entry.seen = True
+                wire = self.runtime.objects.wire(entry)
+                self._dead(client, {"text": "an argument of its constructor has failed", "error": wire})
+                return
+            value = entry.value
+            if values.wire_size(value) > limits.INLINE_LIMIT or values.nested_refs(value):
+                value = [values.FORM_REFERENCE, entry.id, entry.owner or self.runtime.address]
+            if isinstance(place, int):
+                spec["args"][place] = value
+            else:
+                spec["kwargs"][place] = value
+        head = self.runtime.connect_head()
+        if head is None:
+            self._dead(client, {"text": "the head of the cluster cannot be reached"})
+            return
+        if refs:
+            # The head may start it again with the same arguments, as long as the actor lives.
+            self._kept(client, refs)
+        future = head.call(m.ACTOR_CREATE, client.actor_id, spec)
+        future.add_done_callback(lambda f: self._created(client, f))
+
+    @staticmethod
+    def _kept(client: ActorClient, refs: list[Any]) -> None:
+        if client.creation is not None:
+            client.creation.contained = refs
+
+    def _created(self, client: ActorClient, future: Any) -> None:
+        if future.cancelled():
+            return
+        error = future.exception()
+        if error is not None:
+            client.error = error if isinstance(error, FrameworkError) else FrameworkError(str(error))
+            self._dead(client, {"text": str(error)})
+
+    # ---- what the head says --------------------------------------------------------------------------
+
+    def _state(self, head: Connection, frame: Frame) -> None:
+        _, actor_id, state, address, incarnation, detail = frame
+        client = self._clients.get(actor_id)
+        if client is None or client.state == DEAD:
+            return
+        client.incarnation = incarnation
+        if state == ALIVE:
+            client.state = ALIVE
+            client.lost_connection = False
+            self._connect(client, address)
+        elif state == RESTARTING:
+            client.state = RESTARTING
+            client.connection = None
+            self._fail_inflight(client, detail or {})
+        elif state == DEAD:
+            self._dead(client, detail or {})
+        self.runtime.flush_soon()
+
+    def _connect(self, client: ActorClient, address: str) -> None:
+        connection = self.runtime.peers.connect(address)
+        client.connection = connection
+        if connection is None:
+            return  # it died again: the head will say
+        self.dirty.add(client)
+        if client.creation is not None and not client.creation.state:
+            self.runtime.objects.complete(client.creation, None)
+
+    def _fail_inflight(self, client: ActorClient, detail: dict[str, Any]) -> None:
+        tasks, client.inflight = list(client.inflight.values()), {}
+        text = detail.get("text") or "its process has ended"
+        again = []
+        for task in tasks:
+            if task.cancelled is None and task.retries:
+                task.retries -= task.retries > 0
+                task.state = QUEUED
+                again.append(task)
+            else:
+                error = ActorUnavailableError(
+                    f"the call {task.template.name}() may or may not have run: its actor is being restarted after {text}",
+                    actor_id=client.actor_id.hex(),
+                )
+                self.runtime.submitter.fail(task, error)
+        client.queue.extendleft(reversed(again))
+
+    def _dead(self, client: ActorClient, detail: dict[str, Any]) -> None:
+        client.state = DEAD
+        client.connection = None
+        if client.error is None:
+            client.error = self._death(client, detail)
+        calls = [*client.inflight.values(), *client.queue]
+        client.inflight = {}
+        client.queue = deque()
+        for task in calls:
+            self.runtime.submitter.fail(task, client.error)
+        if client.creation is not None:
+            if calls or detail.get("error") is None:
+                client.creation.seen = True  # the error was or will be seen by callers, or is no news
+            self.runtime.objects.fail(client.creation, client.error)
+
+    @staticmethod
+    def _death(client: ActorClient, detail: dict[str, Any]) -> BaseException:
+        text = detail.get("text") or "it has ended"
+        error = detail.get("error")
+        cause: BaseException | None = None
+        if error is not None:
+            cause = error_from_wire(error)
+            if isinstance(cause, FrameworkError) and type(cause).__name__ == "ActorUnschedulableError":
+                return cause
+            text = f"{text}:\n{cause}"
+        return ActorDiedError(
+            text, actor_id=client.actor_id.hex(), class_name=client.class_name, pid=detail.get("pid") or None
+        )
+
+    def peer_lost(self, connection: Connection) -> None:
+        """A connection to a worker is gone: if actors lived there, the head will say what became of them."""
+        for client in self._clients.values():
+            if client.connection is connection:
+                client.connection = None
+                client.lost_connection = True
+                self.runtime.loop.call_later(limits.DEATH_VERDICT_TIMEOUT, self._no_verdict, client, client.incarnation)
+
+    def _no_verdict(self, client: ActorClient, incarnation: int) -> None:
+        if client.lost_connection and client.incarnation == incarnation and client.state == ALIVE:
+            self._dead(client, {"text": "the connection to its process was lost, and the head does not know why"})
+
+    # ---- ends ----------------------------------------------------------------------------------------
+
+    def freed(self, creation_id: bytes) -> None:
+        """The last handle is gone: the actor may end, after the calls that are under way."""
+        client = self._creations.pop(creation_id, None)
+        if client is None:
+            return
+        self._clients.pop(client.actor_id, None)
+        if client.state != DEAD:
+            head = self.runtime.head
+            if head is not None and not head.closed:
+                head.cast(m.ACTOR_END, client.actor_id, client.incarnation, False, "its last handle has gone out of scope")
+
+    def head_lost(self, error: BaseException) -> None:
+        """No head, no actors."""
+        for client in list(self._clients.values()):
+            if client.state != DEAD:
+                client.error = error
+                self._dead(client, {})

@@ -1,0 +1,81 @@
+"""The one accessor to the runtime of this process."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from framework.exceptions import ForkedProcessError, NotInitializedError
+
+if TYPE_CHECKING:
+    from framework._runtime.runtime import Runtime
+
+
+class _Current:
+    """Holds the runtime, and what starts one on first use."""
+
+    def __init__(self) -> None:
+        self.runtime: Runtime | None = None
+        self.pid = 0
+        self.lock = threading.RLock()
+        self.auto_init: Callable[[], object] | None = None
+        self.was_shut_down = False
+
+
+_current = _Current()
+
+
+def set_current(runtime: Runtime | None) -> None:
+    """Install (or, with None, remove) the runtime of this process."""
+    _current.was_shut_down = runtime is None and _current.runtime is not None
+    _current.runtime = runtime
+    _current.pid = os.getpid()
+
+
+def set_auto_init(function: Callable[[], object]) -> None:
+    """What to call when the API is used before `init`."""
+    _current.auto_init = function
+
+
+def existing() -> Runtime | None:
+    """The runtime, if this process (and not the one it was forked from) has one."""
+    runtime = _current.runtime
+    return runtime if runtime is not None and _current.pid == os.getpid() else None
+
+
+def current() -> Runtime:
+    """The runtime; started now if `init` has not been called yet.
+
+    Raises `ForkedProcessError` in a forked child of a connected process, `NotInitializedError` after `shutdown`.
+    """
+    runtime = _current.runtime
+    if runtime is not None:
+        if runtime.pid != os.getpid():
+            raise ForkedProcessError(
+                f"this process (pid {os.getpid()}) is a fork of one that is connected (pid {runtime.pid}) and cannot use its "
+                "connections: use remote tasks instead of os.fork or multiprocessing's fork, start the child with "
+                "multiprocessing's 'spawn' method, or call framework.shutdown() and framework.init() in the child"
+            )
+        return runtime
+    if _current.was_shut_down:
+        raise NotInitializedError("the framework was shut down in this process: call framework.init() again first")
+    if _current.auto_init is None:
+        raise NotInitializedError("call framework.init() first")
+    with _current.lock:
+        if _current.runtime is None:
+            _current.auto_init()
+        runtime = _current.runtime
+    assert runtime is not None
+    return runtime
+
+
+def start_lock() -> threading.RLock:
+    """Held while a runtime is started or stopped."""
+    return _current.lock
+
+
+def forget_shutdown() -> None:
+    """For `init` after a fork or a shutdown: begin anew."""
+    _current.was_shut_down = False

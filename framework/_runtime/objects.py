@@ -1,0 +1,333 @@
+"""The objects of this process: handles, values, and the borrowing of objects that others own.
+
+Custody. Whoever hands a reference on keeps its own until the receiver is known to the owner:
+
+- The submitter of a task keeps all references in its arguments until the task's reply. A worker that still holds some
+  of them then registers with their owners *before* the reply leaves (`register_provisional`).
+- A worker whose result contains references keeps them until the receiver of the result has registered (RELEASE_HELD).
+- A value that contains references keeps them as long as it lives (`Entry.contained`).
+- No release leaves this process while a registration of it is under way.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from framework._net.connection import Connection, Frame
+from framework._runtime.waiters import register
+from framework._serial import values
+from framework._serial.errors import error_from_wire, error_to_wire
+from framework._state.objects import FAILED, PENDING, READY, Entry, ObjectTable
+from framework._wire import messages as m
+from framework.exceptions import FrameworkError, ObjectLostError, OwnerDiedError
+
+if TYPE_CHECKING:
+    from framework._runtime.runtime import Runtime
+
+
+class Objects:
+    """The owner table with its messages. Methods run on the loop unless they say otherwise."""
+
+    def __init__(self, runtime: Runtime) -> None:
+        self._runtime = runtime
+        self.table = ObjectTable()
+        self.drops: deque[Entry] = deque()  #: entries of references that were collected; appended to from anywhere
+        self._count_lock = threading.Lock()
+        self._held: dict[tuple[Connection, int, int], list[Any]] = {}
+        self._provisional: set[Entry] = set()
+        self._registering = 0
+        self._unborrow_later: list[Entry] = []
+        self._after_registering: list[Callable[[], None]] = []
+        self.handlers = {
+            m.FETCH: self._fetch,
+            m.BORROW: self._borrow,
+            m.UNBORROW: self._unborrow,
+            m.RELEASE_HELD: self._release_held,
+        }
+
+    # ---- handles (any thread) ------------------------------------------------------------------------
+
+    def handle(self, object_id: bytes, owner: str) -> Entry:
+        """Any thread: the entry for one more reference to this object, which arrived by its id."""
+        with self._count_lock:
+            entry = self.table.entries.get(object_id)
+            if entry is not None:
+                entry.local += 1
+                return entry
+            if owner == self._runtime.address:
+                entry = Entry(object_id)
+                entry.value = ObjectLostError(
+                    object_id.hex(), "It was freed by its owner before this reference arrived"
+                )
+                entry.state = FAILED
+                entry.seen = True
+                return self.table.add(entry)
+            entry = Entry(object_id, owner)
+            self.table.add(entry)
+        if self._runtime.in_task():
+            entry.provisional = True
+            self._provisional.add(entry)
+        else:
+            self._runtime.post(self._register, [entry])
+        return entry
+
+    def new(self, object_id: bytes) -> Entry:
+        """Any thread: the entry of an object that this process will own, with one reference."""
+        return self.table.add(Entry(object_id))
+
+    # ---- outcomes ------------------------------------------------------------------------------------
+
+    def complete(self, entry: Entry, value: Any) -> None:
+        """The object has this wire value (which may be an error)."""
+        if entry.state:
+            return
+        state = READY
+        if type(value) is list:
+            if value[0] == values.FORM_ERROR:
+                state = FAILED
+            elif value[0] == values.FORM_PICKLE and value[2]:
+                entry.contained = [self._runtime.make_ref(bytes(i), o) for i, o in value[2]]
+        entry.value = value
+        entry.state = state
+        self.notify(entry)
+
+    def fail(self, entry: Entry, error: BaseException) -> None:
+        """The object will never have a value."""
+        if entry.state:
+            return
+        entry.value = error
+        entry.state = FAILED
+        self.notify(entry)
+
+    @staticmethod
+    def notify(entry: Entry) -> None:
+        """Call all who wait."""
+        waiters = entry.waiters
+        if waiters:
+            entry.waiters = None
+            for waiter in waiters:
+                waiter(entry)
+
+    def error(self, entry: Entry) -> BaseException:
+        """Any thread: the exception of a failed object, a new one each time."""
+        entry.seen = True
+        value = entry.value
+        if isinstance(value, BaseException):
+            return _copy_of(value)
+        return error_from_wire(value)
+
+    def wire(self, entry: Entry) -> Any:
+        """The outcome in wire form, to hand on."""
+        value = entry.value
+        if isinstance(value, BaseException):
+            return self._runtime.wire_error(value, "get")
+        return value
+
+    # ---- references that are gone --------------------------------------------------------------------
+
+    def drain_drops(self) -> None:
+        """Take in the references that were collected since last time."""
+        drops = self.drops
+        while drops:
+            batch = []
+            with self._count_lock:
+                while drops and len(batch) < 10_000:
+                    batch.append(drops.popleft())
+                gone = self.table.dropped(batch)
+                free = [entry for entry in gone if self.table.free(entry)]
+            for entry in free:
+                self._freed(entry)
+
+    def _freed(self, entry: Entry) -> None:
+        if entry.owner is not None:
+            self._provisional.discard(entry)
+            if entry.registered:
+                self._unborrow_later.append(entry)
+                self._send_unborrows()
+            return
+        self._runtime.entry_freed(entry)
+        entry.value = None if entry.state == READY else entry.value
+
+    def _send_unborrows(self) -> None:
+        if self._registering or not self._unborrow_later:
+            return
+        by_owner: dict[str, list[bytes]] = {}
+        for entry in self._unborrow_later:
+            assert entry.owner is not None
+            by_owner.setdefault(entry.owner, []).append(entry.id)
+        self._unborrow_later = []
+        for owner, ids in by_owner.items():
+            connection = self._runtime.peers.existing(owner)
+            if connection is not None:
+                connection.cast(m.UNBORROW, ids)
+
+    # ---- borrowing: this process is the borrower -----------------------------------------------------
+
+    def register_provisional(self, then: Callable[[], None]) -> bool:
+        """A task ends. If it leaves references behind that it borrowed, tell their owners and call `then` when they
+        know; False, and `then` is not called, when there are none (any thread may ask)."""
+        if not self._provisional:
+            return False
+        self._runtime.post(self._register_kept, then)
+        return True
+
+    def _register_kept(self, then: Callable[[], None]) -> None:
+        self.drain_drops()
+        kept = [entry for entry in list(self._provisional) if entry.local > 0]
+        self._provisional.clear()
+        self._register(kept)
+        if self._registering:
+            self._after_registering.append(then)
+        else:
+            then()
+
+    def _register(self, entries: list[Entry]) -> None:
+        by_owner: dict[str, list[Entry]] = {}
+        for entry in entries:
+            entry.provisional = False
+            if not entry.registered and entry.owner is not None:
+                entry.registered = True
+                by_owner.setdefault(entry.owner, []).append(entry)
+        for owner, group in by_owner.items():
+            connection = self._runtime.peers.connect(owner)
+            if connection is None:
+                self._owner_lost(group, owner)
+                continue
+            self._registering += 1
+            future = connection.call(m.BORROW, [entry.id for entry in group])
+            future.add_done_callback(lambda f, g=group, o=owner: self._registered(f, g, o))
+
+    def _registered(self, future: Any, group: list[Entry], owner: str) -> None:
+        self._registering -= 1
+        if future.cancelled() or future.exception() is not None:
+            self._owner_lost(group, owner)
+        else:
+            unknown = set(future.result())
+            for entry in group:
+                if entry.id in unknown and not entry.state:
+                    self.fail(entry, ObjectLostError(entry.id.hex(), "It has been freed by its owner"))
+        if not self._registering:
+            waiting, self._after_registering = self._after_registering, []
+            for then in waiting:
+                then()
+            self._send_unborrows()
+
+    def need(self, entry: Entry, value_wanted: bool = True) -> None:
+        """Somebody waits for a borrowed object: ask its owner for it."""
+        if entry.state or entry.owner is None or entry.fetching:
+            return
+        entry.fetching = True
+        connection = self._runtime.peers.connect(entry.owner)
+        if connection is None:
+            self._owner_lost([entry], entry.owner)
+            return
+        future = connection.call(m.FETCH, entry.id, value_wanted)
+        future.add_done_callback(lambda f: self._fetched(f, entry))
+
+    def _fetched(self, future: Any, entry: Entry) -> None:
+        entry.fetching = False
+        if future.cancelled():
+            return
+        error = future.exception()
+        if error is None:
+            self.complete(entry, future.result())
+        elif isinstance(error, ObjectLostError) or not isinstance(error, ConnectionError):
+            self.fail(entry, error)
+        else:
+            self._owner_lost([entry], entry.owner or "")
+
+    def _owner_lost(self, entries: list[Entry], owner: str) -> None:
+        for entry in entries:
+            self.fail(
+                entry,
+                OwnerDiedError(
+                    entry.id.hex(),
+                    "An object lives as long as the process that created its reference: "
+                    "keep that process (an actor, the driver) alive",
+                    owner_address=owner,
+                ),
+            )
+
+    def owner_connection_lost(self, address: str) -> None:
+        """The connection to a process at this address is gone: what was borrowed from it and has no value is lost."""
+        self._owner_lost([entry for entry in self.table.of_owner(address) if not entry.state], address)
+
+    # ---- borrowing: this process is the owner --------------------------------------------------------
+
+    def _borrow(self, connection: Connection, frame: Frame) -> None:
+        self.drain_drops()
+        unknown = [object_id for object_id in frame[2] if not self.table.borrow(object_id, connection)]
+        connection.reply(frame[1], unknown)
+
+    def _unborrow(self, connection: Connection, frame: Frame) -> None:
+        for object_id in frame[1]:
+            entry = self.table.unborrow(object_id, connection)
+            if entry is not None:
+                self._free_now(entry)
+
+    def _free_now(self, entry: Entry) -> None:
+        with self._count_lock:
+            free = self.table.free(entry)
+        if free:
+            self._freed(entry)
+
+    def borrower_lost(self, connection: Connection) -> None:
+        """A process that may have borrowed is gone."""
+        for entry in self.table.borrower_lost(connection):
+            self._free_now(entry)
+        for key in [key for key in self._held if key[0] is connection]:
+            del self._held[key]
+
+    def _fetch(self, connection: Connection, frame: Frame) -> None:
+        _, rid, object_id, value_wanted = frame
+        entry = self.table.get(object_id)
+        if entry is None:
+            connection.fail(rid, ObjectLostError(reason="the object has been freed by its owner"))
+            return
+
+        def answer(entry: Entry) -> None:
+            if connection.closed:
+                return
+            if entry.state == FAILED:
+                entry.seen = True
+            connection.reply(rid, self.wire(entry) if value_wanted or entry.state == FAILED else None)
+
+        if entry.state == PENDING:
+            if entry.owner is not None:
+                self.need(entry)
+            register(entry, answer)
+        else:
+            answer(entry)
+
+    # ---- results that contain references -------------------------------------------------------------
+
+    def hold(self, connection: Connection, unique: int, index: int, refs: list[Any]) -> None:
+        """Any thread: keep the references of a result until its receiver has registered."""
+        self._held[(connection, unique, index)] = refs
+
+    def _release_held(self, connection: Connection, frame: Frame) -> None:
+        self._held.pop((connection, frame[1], frame[2]), None)
+
+    def release_when_registered(self, connection: Connection, unique: int, index: int) -> None:
+        """A result with references has arrived and its references are entries here: the sender may let go when all owners
+        know of this process."""
+
+        def release() -> None:
+            if not connection.closed:
+                connection.cast(m.RELEASE_HELD, unique, index)
+
+        # `complete` posted the registration before this, so it is under way when this runs.
+        self._runtime.post(lambda: self._after_registering.append(release) if self._registering else release())
+
+
+def _copy_of(error: BaseException) -> BaseException:
+    """Raising one exception object in several places grows its traceback and ties frames together: raise a copy."""
+    if isinstance(error, FrameworkError):
+        wire = error_to_wire(error, function_name="", pid=0, ip="")
+        copy = error_from_wire(wire)
+        if type(copy) is type(error):
+            return copy
+    return error

@@ -1,0 +1,580 @@
+"""The runtime of a driver or worker: one background thread with a loop, on which the owner's services live.
+
+User threads talk to it by posting to its mailbox and by waiting for entries; user code never runs on its loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import contextlib
+import itertools
+import logging
+import os
+import random
+import threading
+import time
+import warnings
+from collections.abc import Callable, Coroutine, Iterator
+from typing import Any, TypeVar
+
+from framework._base import limits
+from framework._base.ids import FIRST_PUT_INDEX, object_id_bytes, task_id_bytes, task_scope
+from framework._net.address import socket_path, unix_address
+from framework._net.connection import Connection, Frame, Handler
+from framework._net.listener import connect_unix, hello
+from framework._runtime.actors import Actors
+from framework._runtime.context import current_task
+from framework._runtime.objects import Objects
+from framework._runtime.peers import Peers
+from framework._runtime.streams import Streams
+from framework._runtime.submit import Submitter
+from framework._runtime.waiters import FutureWaiter, ThreadWaiter, mailbox_of, register, unregister
+from framework._serial import values
+from framework._serial.errors import error_to_wire
+from framework._serial.refs import set_out_of_band_hook
+from framework._service.mailbox import Mailbox
+from framework._service.supervise import TaskGroupOfService
+from framework._state.objects import FAILED, READY, Entry
+from framework._wire import messages as m
+from framework._wire.codec import new_packer
+from framework.exceptions import (
+    GetTimeoutError,
+    LocalNodeDiedError,
+    NotInitializedError,
+    TaskCancelledError,
+)
+
+log = logging.getLogger("framework")
+T = TypeVar("T")
+
+
+def new_loop() -> asyncio.AbstractEventLoop:
+    """uvloop's where there is one."""
+    try:
+        import uvloop
+    except ImportError:
+        return asyncio.new_event_loop()
+    return uvloop.new_event_loop()
+
+
+class Config:
+    """Who this process is, in which session."""
+
+    __slots__ = (
+        "is_driver",
+        "job",
+        "job_facts",
+        "log_to_driver",
+        "namespace",
+        "node_id",
+        "node_ip",
+        "session_dir",
+        "worker_id",
+    )
+
+    def __init__(self, *, session_dir: str, worker_id: bytes, is_driver: bool) -> None:
+        self.session_dir = session_dir
+        self.worker_id = worker_id
+        self.is_driver = is_driver
+        self.job = b""
+        self.job_facts: dict[str, Any] = {}  #: sys.path, working directory and namespace of the driver
+        self.namespace = ""
+        self.node_id = b"\xff" * 28
+        self.node_ip = "127.0.0.1"
+        self.log_to_driver = True
+
+
+class Runtime:
+    """Composition of the owner's services, and the bridge from user threads to their loop."""
+
+    def __init__(
+        self,
+        config: Config,
+        *,
+        ref_class: type[Any],
+        ref_of: Callable[[Entry], Any],
+        dynamic_class: Callable[[list[Any]], Any],
+    ) -> None:
+        self.config = config
+        self.pid = os.getpid()
+        self.session_dir = config.session_dir
+        self.socket_dir = os.path.join(config.session_dir, "sockets")
+        self.worker_id = config.worker_id
+        self.address = unix_address(config.worker_id.hex()[:12])
+        self.ref_class = ref_class
+        self.ref_of = ref_of
+        self.dynamic_class = dynamic_class
+        self.loop = new_loop()
+        self.pack = new_packer()  #: for the loop's thread
+        self._mailbox = Mailbox(self.loop)
+        self._random = random.Random(os.urandom(16))
+        self.random = self._random.random
+        self.clock = time.monotonic  #: the loop's clock, but never stale: uvloop's own is read once per turn
+        self.uniques = itertools.count(int.from_bytes(os.urandom(8), "little"))
+        self._put_task = int.from_bytes(os.urandom(8), "little")
+        self._put_index = itertools.count(FIRST_PUT_INDEX)
+        self.node: Connection | None = None
+        self.head: Connection | None = None
+        self.dead: BaseException | None = None
+        self.node_facts: dict[str, Any] = {}
+        self.closing = False
+        self.objects = Objects(self)
+        self.submitter = Submitter(self)
+        self.streams = Streams(self)
+        self.actors = Actors(self)
+        self.background = TaskGroupOfService(self.loop, "runtime")
+        self.peer_handlers: dict[int, Handler] = {
+            **self.objects.handlers,
+            **self.submitter.handlers,
+            **self.streams.handlers,
+            m.CANCEL_REF: self._cancel_ref,
+        }
+        self.node_handlers: dict[int, Handler] = {**self.submitter.node_handlers, m.WELCOME: self._node_welcome}
+        self.head_handlers: dict[int, Handler] = {**self.actors.head_handlers, m.WELCOME: self._ignore}
+        self.peers = Peers(self, self._peer_lost)
+        self.peer_handlers[m.WELCOME] = self.peers.welcome
+        self.on_blocked: Callable[[], None] | None = None  #: a thread of a running task begins to wait
+        self.on_unblocked: Callable[[], None] | None = None
+        self.on_peer_joined: Callable[[Connection], None] | None = None
+        self.on_peer_lost: Callable[[Connection], None] | None = None
+        self.on_node_lost: Callable[[], None] | None = None
+        self.node_ready: concurrent.futures.Future[None] = concurrent.futures.Future()
+        self._tick = limits.DROP_TICK
+        self._tick_timer: asyncio.TimerHandle | None = None
+        self._flush_scheduled = False
+        self._warned_blocking: set[tuple[str, int]] = set()
+        self._callbacks: concurrent.futures.ThreadPoolExecutor | None = None
+        self._pinned: list[Any] = []
+        self._waiting: set[ThreadWaiter] = set()
+        self._thread = threading.Thread(target=self._run, name="framework-runtime", daemon=True)
+
+    # ---- life ----------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Start the loop's thread."""
+        set_out_of_band_hook(self._pinned.append)
+        self._thread.start()
+        self.post(self._on_tick)
+
+    def _run(self) -> None:
+        asyncio.set_event_loop(self.loop)
+        try:
+            self.loop.run_forever()
+        finally:
+            with contextlib.suppress(Exception):
+                self.loop.close()
+
+    def listen(self) -> None:
+        """On the loop: let other processes connect to this one."""
+        self.peers.listen(socket_path(self.address, self.socket_dir))
+
+    def attach_node(self, sock: Any) -> Connection:
+        """On the loop: speak to the node over this socket."""
+        node = Connection(
+            self.loop, sock, self.node_handlers, on_close=self._node_lost, on_batch=self.after_batch, name="the node"
+        )
+        node.state = {}
+        self.node = node
+        kind = "driver" if self.config.is_driver else "worker"
+        node.cast(*hello(kind, self.worker_id, self.address, self.job_info()))
+        self.submitter.node_connected()
+        return node
+
+    def attach_head(self, sock: Any) -> Connection:
+        """On the loop: speak to the head over this socket."""
+        head = Connection(
+            self.loop, sock, self.head_handlers, on_close=self._head_lost, on_batch=self.after_batch, name="the head"
+        )
+        self.head = head
+        kind = "driver" if self.config.is_driver else "worker"
+        head.cast(*hello(kind, self.worker_id, self.address, {"job": self.config.job}))
+        return head
+
+    def connect_head(self) -> Connection | None:
+        """On the loop: the connection to the head, made when first needed; None when there is none."""
+        if self.head is not None:
+            return None if self.head.closed else self.head
+        try:
+            sock = connect_unix(os.path.join(self.socket_dir, "head"))
+        except OSError:
+            return None
+        return self.attach_head(sock)
+
+    def job_info(self) -> dict[str, object]:
+        """What other processes must know of the job that this one works for."""
+        return {"job": self.config.job, "log_to_driver": self.config.log_to_driver, **self.config.job_facts}
+
+    def _node_welcome(self, connection: Connection, frame: Frame) -> None:
+        self.node_facts = frame[3]
+        self.config.node_id = frame[3].get("node_id", self.config.node_id)
+        if not self.node_ready.done():
+            self.node_ready.set_result(None)
+
+    @staticmethod
+    def _ignore(connection: Connection, frame: Frame) -> None:
+        """Nothing to do."""
+
+    def _node_lost(self, connection: Connection) -> None:
+        if self.closing:
+            return
+        error = LocalNodeDiedError(
+            "the node process of this session has died: nothing more can run. Call framework.shutdown() and "
+            f"framework.init() to start anew; its log is in {self.session_dir}/logs"
+        )
+        self.dead = error
+        if not self.node_ready.done():
+            self.node_ready.set_exception(error)
+        self.submitter.node_lost(error)
+        self.actors.head_lost(error)
+        for entry in list(self.objects.table.entries.values()):
+            if not entry.state and entry.owner is not None:
+                self.objects.fail(entry, error)
+        if self.on_node_lost is not None:
+            self.on_node_lost()
+
+    def _head_lost(self, connection: Connection) -> None:
+        if not self.closing:
+            self.actors.head_lost(
+                self.dead or LocalNodeDiedError("the head of the cluster cannot be reached any more")
+            )
+
+    def stop(self) -> None:
+        """Any thread but the loop's: end all connections and the loop; whoever waits gets an error."""
+        self.closing = True
+        done = threading.Event()
+
+        def finish() -> None:
+            try:
+                error = NotInitializedError("framework.shutdown() was called")
+                self.dead = self.dead or error
+                self.submitter.node_lost(error)  # type: ignore[arg-type]
+                for entry in list(self.objects.table.entries.values()):
+                    if not entry.state:
+                        entry.seen = True
+                        self.objects.fail(entry, error)
+                self.submitter.close()
+                if self._tick_timer is not None:
+                    self._tick_timer.cancel()
+                self.background.cancel()
+                self.peers.close()
+                for connection in (self.node, self.head):
+                    if connection is not None:
+                        connection.close()
+            finally:
+                done.set()
+                self.loop.call_soon(self.loop.stop)
+
+        self.post(finish)
+        done.wait(limits.SHUTDOWN_GRACE)
+        self._thread.join(limits.SHUTDOWN_GRACE)
+        if self._callbacks is not None:
+            self._callbacks.shutdown(wait=False)
+        set_out_of_band_hook(None)
+
+    # ---- the bridge ----------------------------------------------------------------------------------
+
+    def post(self, function: Callable[..., object], *args: object) -> None:
+        """Any thread: have it called on the loop."""
+        self._mailbox.post(function, *args)
+
+    def wake(self, function: Callable[[], object]) -> None:
+        """Any thread: as `post`, without a tuple, for the hot path."""
+        with contextlib.suppress(RuntimeError):
+            self.loop.call_soon_threadsafe(function)
+
+    def run_sync(self, coroutine: Coroutine[Any, Any, T], timeout: float | None = None) -> T:
+        """Any thread but the loop's: run a coroutine on the loop and wait for it."""
+        future = asyncio.run_coroutine_threadsafe(coroutine, self.loop)
+        with self.blocked():
+            try:
+                return future.result(timeout)
+            except concurrent.futures.TimeoutError:
+                future.cancel()
+                raise TimeoutError from None
+
+    async def await_on_loop(self, coroutine: Coroutine[Any, Any, T]) -> T:
+        """From a coroutine on any loop: run another on the runtime's loop."""
+        return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(coroutine, self.loop))
+
+    def head_call(self, opcode: int, *fields: object) -> Any:
+        """Any thread but the loop's: a call to the head, and its answer."""
+
+        async def call() -> Any:
+            head = self.connect_head()
+            if head is None:
+                raise self.dead or LocalNodeDiedError("the head of the cluster cannot be reached")
+            return await head.call(opcode, *fields)
+
+        return self.run_sync(call())
+
+    def after_batch(self) -> None:
+        """All frames of one read have been handled."""
+        self.submitter.flush_dirty()
+        if self.actors.dirty:
+            self.actors.flush()
+        if self.objects.drops:
+            self.objects.drain_drops()
+
+    def flush_soon(self) -> None:
+        """On the loop, outside of a batch: send what has become ready."""
+        if not self._flush_scheduled:
+            self._flush_scheduled = True
+            self.loop.call_soon(self._flush)
+
+    def _flush(self) -> None:
+        self._flush_scheduled = False
+        self.submitter.flush_dirty()
+        self.actors.flush()
+
+    def _on_tick(self) -> None:
+        """Dropped references cannot wake the loop (they may be dropped inside of the garbage collector): look now and
+        then, less often when nothing happens."""
+        if self.objects.drops:
+            self._tick = limits.DROP_TICK
+            self.objects.drain_drops()
+        else:
+            self._tick = min(self._tick * 1.5, limits.DROP_TICK_MAX)
+        self._tick_timer = self.loop.call_later(self._tick, self._on_tick)
+
+    # ---- references ----------------------------------------------------------------------------------
+
+    def make_ref(self, object_id: bytes, owner: str, registered: bool = False) -> Any:
+        """Any thread: a reference to an object that is named by its id."""
+        entry = self.objects.handle(object_id, owner)
+        if registered and entry.owner is not None:
+            entry.registered = True
+        return self.ref_of(entry)
+
+    def in_task(self) -> bool:
+        """Whether this thread or asyncio task executes a remote task (and is not the driver's)."""
+        return current_task.get() is not None
+
+    def put(self, value: Any) -> Any:
+        """Any thread: a reference to a copy of `value`."""
+        if isinstance(value, self.ref_class):
+            raise TypeError(
+                "put() of an ObjectRef is not allowed: it is a reference already. To store the reference itself, put it "
+                "into a list: put([ref])"
+            )
+        return self.put_encoded(values.encode(value, where="the value of put()").own())
+
+    def put_encoded(self, encoded: values.Encoded) -> Any:
+        """Any thread: store an encoded value."""
+        encoded.own()
+        scope = task_scope(self.config.job)
+        object_id = object_id_bytes(task_id_bytes(self._put_task, scope), next(self._put_index) & 0xFFFFFFFF)
+        entry = self.objects.new(object_id)
+        entry.contained = encoded.refs or None
+        entry.value = encoded.wire
+        entry.state = READY
+        return self.ref_of(entry)
+
+    def entry_freed(self, entry: Entry) -> None:
+        """On the loop: nobody holds this object any more."""
+        task = entry.task
+        if entry.state == FAILED and not entry.seen:
+            self._unhandled(entry)
+        self.streams.freed(entry.id)
+        if task is not None or entry.owner is None:
+            self.actors.freed(entry.id)
+
+    def _unhandled(self, entry: Entry) -> None:
+        entry.seen = True
+        error = self.objects.error(entry)
+        if not self.config.is_driver or self.closing or isinstance(error, TaskCancelledError | NotInitializedError):
+            return
+        log.error(
+            "a task failed and nobody looked at its result (get or await the reference to handle the error):\n%s", error
+        )
+
+    def wire_error(self, error: BaseException, name: str) -> list[Any]:
+        """Any thread: an exception of this process in wire form."""
+        return error_to_wire(error, function_name=name, pid=self.pid, ip=self.config.node_ip)
+
+    # ---- waiting -------------------------------------------------------------------------------------
+
+    def value(self, entry: Entry) -> Any:
+        """Any thread: the value of an object that is done, or its exception raised."""
+        if entry.state == READY:
+            entry.seen = True
+            value = entry.value
+            if type(value) in values.ATOM_TYPES:
+                return value
+            return values.decode(value)
+        raise self.objects.error(entry)
+
+    def wait(self, entries: list[Entry], needed: int, timeout: float | None, eager: bool, what: str) -> bool:
+        """Any thread but the loop's: block until `needed` of them are done; False when the time ran out. With `eager`, one
+        failure is enough."""
+        pending = [entry for entry in entries if not entry.state]
+        needed -= len(entries) - len(pending)
+        if needed <= 0:
+            return True
+        if timeout is not None and timeout <= 0:
+            self._ask_for(pending)
+            return False
+        self._check_thread(what)
+        waiter = ThreadWaiter(pending, needed, eager)
+        self._ask_for(pending)
+        for entry in pending:
+            register(entry, waiter)
+        self._waiting.add(waiter)
+        done = False
+        try:
+            with self.blocked():
+                done = waiter.wait(timeout)
+        finally:
+            self._waiting.discard(waiter)
+            if not done or eager or needed < len(pending):
+                for entry in pending:
+                    if not entry.state:
+                        unregister(entry, waiter)
+        return done
+
+    def _ask_for(self, pending: list[Entry]) -> None:
+        borrowed = [entry for entry in pending if entry.owner is not None and not entry.fetching]
+        if borrowed:
+            self.post(self._need_all, borrowed)
+
+    def _need_all(self, entries: list[Entry]) -> None:
+        for entry in entries:
+            self.objects.need(entry)
+
+    def _check_thread(self, what: str) -> None:
+        if threading.current_thread() is self._thread:
+            raise RuntimeError(f"{what}() was called on the runtime's own loop, for which it would wait forever")
+        if asyncio._get_running_loop() is not None:
+            self.warn_blocking(what)
+
+    def warn_blocking(self, what: str) -> None:
+        """A blocking call inside a running event loop: say so once per line."""
+        import sys
+
+        frame = sys._getframe(1)
+        here = os.path.dirname(os.path.dirname(__file__)) + os.sep
+        while frame.f_back is not None and frame.f_code.co_filename.startswith(here):
+            frame = frame.f_back
+        place = (frame.f_code.co_filename, frame.f_lineno)
+        if place in self._warned_blocking or len(self._warned_blocking) > 1000:
+            return
+        self._warned_blocking.add(place)
+        form = {"get": "`await ref` (or `await asyncio.gather(*refs)`)", "wait": "`await asyncio.wait(refs)`"}
+        warnings.warn_explicit(
+            f"blocking {what}() inside a running event loop stops everything else on that loop, at {place[0]}:{place[1]}; use "
+            f"{form.get(what, 'the await form')} instead",
+            RuntimeWarning,
+            filename=place[0],
+            lineno=place[1],
+        )
+
+    @contextlib.contextmanager
+    def blocked(self) -> Iterator[None]:
+        """Any thread: the block waits for other tasks. A worker lends out its CPUs meanwhile."""
+        hook = self.on_blocked
+        if hook is None or not self.in_task():
+            yield
+            return
+        hook()
+        try:
+            yield
+        finally:
+            if self.on_unblocked is not None:
+                self.on_unblocked()
+
+    def get(self, entries: list[Entry], timeout: float | None) -> None:
+        """Any thread but the loop's: block until all are done, or one has failed."""
+        if not self.wait(entries, len(entries), timeout, True, "get"):
+            pending = [entry for entry in entries if not entry.state]
+            raise GetTimeoutError(
+                f"get() timed out after {timeout} s: {len(pending)} of {len(entries)} objects are not ready "
+                f"(first: {self.describe(pending[0]) if pending else 'none'})"
+            )
+
+    def describe(self, entry: Entry) -> str:
+        """What is known of a pending object, for errors."""
+        task = entry.task
+        name = getattr(getattr(task, "template", None), "name", None)
+        made_by = f" made by {name}()" if name else ""
+        return f"ObjectRef({entry.id.hex()}){made_by}"
+
+    async def wait_async(self, entry: Entry) -> None:
+        """On any loop: until the object is done."""
+        if entry.state:
+            return
+        if entry.owner is not None and not entry.fetching:
+            self.post(self.objects.need, entry)
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[None] = loop.create_future()
+        waiter = FutureWaiter(mailbox_of(loop), future)
+        register(entry, waiter)
+        try:
+            await future
+        except asyncio.CancelledError:
+            unregister(entry, waiter)
+            raise
+
+    def callback(self, entry: Entry, function: Callable[[], object]) -> None:
+        """Any thread: call `function` in a thread for callbacks when the object is done."""
+        if self._callbacks is None:
+            self._callbacks = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="framework-callbacks")
+        pool = self._callbacks
+        if entry.owner is not None:
+            self.post(self.objects.need, entry)
+
+        def done(_: Entry) -> None:
+            with contextlib.suppress(RuntimeError):
+                pool.submit(function)
+
+        register(entry, done)
+
+    # ---- cancelling ----------------------------------------------------------------------------------
+
+    def cancel(self, entry: Entry, force: bool, recursive: bool) -> None:
+        """Any thread: end the task that makes this object."""
+        self.post(self._cancel, entry, force, recursive)
+
+    def _cancel(self, entry: Entry, force: bool, recursive: bool) -> None:
+        if entry.owner is not None:
+            connection = self.peers.connect(entry.owner)
+            if connection is not None:
+                connection.cast(m.CANCEL_REF, entry.id, force, recursive)
+            return
+        task = entry.task
+        if task is not None and hasattr(task, "template"):
+            self.submitter.cancel(task, force, recursive, "it was cancelled by cancel()")
+            self.after_batch()
+
+    def _cancel_ref(self, connection: Connection, frame: Frame) -> None:
+        entry = self.objects.table.get(frame[1])
+        if entry is not None and entry.owner is None:
+            self._cancel(entry, frame[2], frame[3])
+
+    def cancel_children(self, children: set[int]) -> None:
+        """Any thread: end the tasks that a cancelled task has submitted."""
+
+        def end() -> None:
+            for unique in list(children):
+                task = self.submitter.tasks.get(unique)
+                if task is not None:
+                    self.submitter.cancel(task, False, True, "the task that submitted it was cancelled")
+            self.after_batch()
+
+        self.post(end)
+
+    # ---- peers ---------------------------------------------------------------------------------------
+
+    def peer_joined(self, connection: Connection) -> None:
+        """Another process has connected."""
+        if self.on_peer_joined is not None:
+            self.on_peer_joined(connection)
+
+    def _peer_lost(self, connection: Connection) -> None:
+        self.objects.borrower_lost(connection)
+        address = connection.state.address if connection.state is not None else ""
+        if address:
+            self.objects.owner_connection_lost(address)
+        self.submitter.peer_lost(connection)
+        self.actors.peer_lost(connection)
+        if self.on_peer_lost is not None:
+            self.on_peer_lost(connection)

@@ -1,0 +1,223 @@
+"""Errors on the wire. Whatever the exception is, something readable arrives, with the traceback.
+
+- of user code: ``[2, 0, function, pid, ip, task id, actor, class of the cause, text, pickled cause]``
+- of the framework itself: ``[2, 1, pickle, class, text]``
+
+The task id is hexadecimal text or None, `actor` text or None. The cause is None when it cannot be pickled or
+read back; the text always is there. Nothing here raises, whatever an exception's ``__reduce__``, ``__str__``
+or ``__repr__`` does.
+"""
+
+from __future__ import annotations
+
+import pickle
+import traceback
+from pathlib import Path
+from typing import Any
+
+from framework import exceptions
+from framework._serial.pickler import pickle_in_band
+from framework._serial.refs import on_out_of_band
+from framework._serial.values import FORM_ERROR
+from framework.exceptions import FrameworkError, TaskError, UnserializableCause
+
+KIND_USER = 0
+KIND_FRAMEWORK = 1
+KIND_NAMED = 2
+"""``[2, 2, class name, text]``: a framework exception that is made where nothing is pickled (node, head)."""
+
+MAX_TEXT = 64 * 1024
+"""Bytes of a traceback's text: both ends are kept, the middle is cut."""
+
+MAX_CAUSE = 1024 * 1024
+"""Bytes of a pickled cause: errors travel on control connections, where no bulk data goes."""
+
+MAX_NAME = 1024
+"""Characters of a name in an error."""
+
+# The running frames of the framework between user code and the worker's loop say nothing to the user.
+_OWN_FRAMES = str(Path(__file__).resolve().parent.parent) + "/"
+
+
+def error_to_wire(
+    exc: BaseException,
+    *,
+    function_name: str,
+    pid: int,
+    ip: str,
+    task_id: str | None = None,
+    actor: str | None = None,
+) -> list[Any]:
+    """The wire form of an exception that a task raised, or that says what happened to it. Never raises."""
+    text = _traceback_text(exc)
+    if _is_own(type(exc)):
+        pickled = _pickled_framework_error(exc)
+        if pickled is not None:
+            return [FORM_ERROR, KIND_FRAMEWORK, pickled, _class_name(type(exc)), text]
+    cause = _original(exc)
+    return [
+        FORM_ERROR,
+        KIND_USER,
+        _plain(function_name, MAX_NAME),
+        pid,
+        _plain(ip, MAX_NAME),
+        _plain(task_id, MAX_NAME) if task_id is not None else None,
+        _plain(actor, MAX_NAME) if actor is not None else None,
+        _class_name(type(cause)),
+        text,
+        _pickled_cause(cause),
+    ]
+
+
+def error_from_wire(wire: Any) -> BaseException:
+    """The exception to raise for an error (form 2). Never raises.
+
+    Errors of user code are instances of `TaskError` and of the cause's class.
+    """
+    try:
+        if wire[1] == KIND_FRAMEWORK:
+            return _framework_error(wire)
+        if wire[1] == KIND_NAMED:
+            named = getattr(exceptions, wire[2], FrameworkError)
+            return named(wire[3]) if issubclass(named, FrameworkError) else FrameworkError(wire[3])
+        _, _, function_name, pid, ip, task_id, actor, class_name, text, pickled = wire
+        cause = _load_cause(pickled) or UnserializableCause(class_name, _last_line(text))
+        error = TaskError(function_name, text, cause, pid=pid, ip=ip, task_id=task_id, actor=actor)
+        try:
+            return error.as_instanceof_cause()
+        except BaseException:
+            return error
+    except BaseException as problem:
+        reason = _class_name(type(problem))
+        return FrameworkError(f"a task failed, but its error cannot be read ({reason}): {_shown(wire)}")
+
+
+def _is_own(cls: type[BaseException]) -> bool:
+    # By class and not by isinstance(), which asks the exception for its __class__.
+    if not issubclass(cls, FrameworkError) or issubclass(cls, TaskError):
+        return False
+    try:
+        return cls.__module__ == exceptions.__name__
+    except BaseException:
+        return False
+
+
+def _original(exc: BaseException) -> BaseException:
+    """What a chain of tasks that passed an error on started from."""
+    seen = 0
+    while issubclass(type(exc), TaskError) and seen < 100:
+        try:
+            inner = exc.cause  # type: ignore[attr-defined]
+        except BaseException:
+            break
+        exc = inner
+        seen += 1
+    return exc
+
+
+def _pickled_framework_error(exc: BaseException) -> bytes | None:
+    try:
+        payload = pickle.dumps(exc, 5)
+        return payload if len(payload) <= MAX_CAUSE and type(pickle.loads(payload)) is type(exc) else None
+    except BaseException:
+        return None
+
+
+def _pickled_cause(cause: BaseException) -> bytes | None:
+    if type(cause) is UnserializableCause:
+        return _pickled_framework_error(cause)
+    try:
+        payload, noted = pickle_in_band(cause)
+        if len(payload) > MAX_CAUSE:
+            return None
+        # Classes with required constructor arguments pickle well and then cannot be read: try.
+        if type(cause).__module__ != "builtins" and not isinstance(pickle.loads(payload), BaseException):
+            return None
+        for ref, _, _ in noted:
+            # Nobody follows the life of an error's bytes.
+            on_out_of_band(ref)
+        return payload
+    except BaseException:
+        return None
+
+
+def _load_cause(pickled: Any) -> BaseException | None:
+    if pickled is None:
+        return None
+    try:
+        cause = pickle.loads(pickled)
+    except BaseException:
+        return None
+    return cause if isinstance(cause, BaseException) else None
+
+
+def _framework_error(wire: Any) -> BaseException:
+    _, _, pickled, class_name, text = wire
+    try:
+        error = pickle.loads(pickled)
+        if isinstance(error, BaseException):
+            if "Traceback (most recent call last)" in text:
+                error.add_note("It was raised remotely:\n" + text)
+            return error
+    except BaseException:
+        pass
+    return FrameworkError(f"{class_name}, which cannot be read in this process:\n{text}")
+
+
+def _traceback_text(exc: BaseException) -> str:
+    try:
+        formatted = traceback.TracebackException(type(exc), exc, exc.__traceback__, compact=True)
+        _strip_own_frames(formatted)
+        return _plain("".join(formatted.format()).rstrip("\n"), MAX_TEXT)
+    except BaseException:
+        return f"{_class_name(type(exc))}: (its traceback cannot be formatted)"
+
+
+def _strip_own_frames(formatted: traceback.TracebackException) -> None:
+    """Take the framework's frames out of a formatted exception and all that it chains or groups."""
+    waiting = [formatted]
+    seen: set[int] = set()
+    while waiting:
+        one = waiting.pop()
+        if id(one) in seen:
+            continue
+        seen.add(id(one))
+        one.stack[:] = [frame for frame in one.stack if not frame.filename.startswith(_OWN_FRAMES)]
+        linked = (one.__cause__, one.__context__, *(one.exceptions or ()))
+        waiting += [other for other in linked if other is not None]
+
+
+def _plain(text: object, limit: int) -> str:
+    """An exact str of at most `limit` bytes that msgpack can hold (no lone surrogates), cut in the middle."""
+    try:
+        if not isinstance(text, str):
+            text = str(text)
+        data = str.encode(text, "utf-8", "backslashreplace")
+    except BaseException:
+        return "(cannot be shown)"
+    if len(data) > limit:
+        note = f"\n... {len(data) - limit} bytes cut ...\n".encode()
+        half = max(0, limit - len(note)) // 2
+        data = data[:half] + note + data[-half:] if half else data[:limit]
+    return data.decode("utf-8", "ignore")
+
+
+def _shown(wire: object) -> str:
+    try:
+        return f"{wire!r:.2000}"
+    except BaseException:
+        return "(cannot be shown)"
+
+
+def _last_line(text: str) -> str:
+    lines = text.strip().splitlines()
+    return lines[-1] if lines else ""
+
+
+def _class_name(cls: type) -> str:
+    try:
+        module, name = cls.__module__, cls.__qualname__
+        return _plain(name if module == "builtins" else f"{module}.{name}", MAX_NAME)
+    except BaseException:
+        # A metaclass may lie about the name; this reads it past the metaclass.
+        return _plain(type.__dict__["__name__"].__get__(cls), MAX_NAME)

@@ -1,0 +1,1 @@
+"""What all services share: supervision of asyncio tasks and the wake-up of a loop by other threads."""

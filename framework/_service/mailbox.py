@@ -1,0 +1,43 @@
+"""From any thread to a loop: append to a deque, wake the loop once per batch.
+
+The flag is cleared *before* the deque is emptied. A thread appends first and looks at the flag second: if it sees the
+flag still set, the emptying that follows finds its item. So no wake-up is lost, and a burst costs one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections import deque
+from collections.abc import Callable
+
+
+class Mailbox:
+    """Functions to be called on `loop`, posted from any thread."""
+
+    __slots__ = ("_awake", "_items", "_loop")
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._items: deque[tuple[Callable[..., object], tuple[object, ...]]] = deque()
+        self._awake = False
+
+    def post(self, function: Callable[..., object], *args: object) -> None:
+        """Have `function(*args)` called on the loop. Never blocks; silently dropped when the loop is closed."""
+        self._items.append((function, args))
+        if not self._awake:
+            self._awake = True
+            with contextlib.suppress(RuntimeError):
+                self._loop.call_soon_threadsafe(self._drain)
+
+    def _drain(self) -> None:
+        self._awake = False
+        items = self._items
+        while items:
+            function, args = items.popleft()
+            try:
+                function(*args)
+            except Exception as error:
+                self._loop.call_exception_handler(
+                    {"message": f"posted call of {function!r} failed", "exception": error}
+                )

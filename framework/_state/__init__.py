@@ -1,0 +1,1 @@
+"""State machines without I/O: methods take what happened and return what to do."""

@@ -1,0 +1,207 @@
+"""Leases with pipelining: which queued task goes to which leased worker, and how many leases to ask for.
+
+A scheduling key stands for tasks that may share workers: same resources, environment and strategy. A lease is a worker
+that this owner may use for one key. Several tasks may be on their way to one worker, as long as their expected run times
+add up to less than `limits.LEASE_BUDGET_US`; a function of unknown run time is sent alone, so that work spreads over workers.
+
+All classes here are pure; `dispatch` returns what to send.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable
+from typing import Any
+
+from framework._base import limits
+from framework._state.tasks import QUEUED, SENT, TaskRecord
+
+
+class Lease:
+    """One worker, lent to this owner."""
+
+    __slots__ = (
+        "blocked",
+        "connection",
+        "gpus",
+        "idle_since",
+        "inflight",
+        "key",
+        "lease_id",
+        "load",
+        "progress",
+        "reclaiming",
+        "retiring",
+        "address",
+        "worker_id",
+    )
+
+    def __init__(
+        self, lease_id: int, key: KeyState, worker_id: bytes, address: str, gpus: list[Any], connection: Any, now: float
+    ) -> None:
+        self.lease_id = lease_id
+        self.key = key
+        self.worker_id = worker_id
+        self.address = address
+        self.gpus = gpus
+        self.connection = connection
+        self.inflight: dict[int, TaskRecord] = {}  #: in the order in which the worker runs them
+        self.load = 0.0  #: expected run time of all in flight, in microseconds
+        self.blocked = False  #: its task waits for others: it takes no new ones
+        self.retiring = False  #: it takes no new tasks and ends when the last is done
+        self.reclaiming = False
+        self.idle_since: float | None = now
+        self.progress = now
+
+    @property
+    def usable(self) -> bool:
+        return not (self.blocked or self.retiring)
+
+
+class KeyState:
+    """The queue, the leases and the demand of one scheduling key."""
+
+    __slots__ = ("demand_sent", "env", "infeasible", "key_id", "leases", "pending", "resources", "seen", "strategy")
+
+    def __init__(
+        self, key_id: int, resources: dict[str, int], env: dict[str, str] | None, strategy: list[Any] | None
+    ) -> None:
+        self.key_id = key_id
+        self.resources = resources
+        self.env = env
+        self.strategy = strategy
+        self.pending: deque[TaskRecord] = deque()
+        self.leases: dict[int, Lease] = {}
+        self.seen = 0  #: grants that have arrived
+        self.demand_sent = 0  #: leases that the node still owes us, as far as it was told
+        self.infeasible: str | None = None
+
+    # ---- tasks ---------------------------------------------------------------------------------------
+
+    def enqueue(self, task: TaskRecord) -> None:
+        task.state = QUEUED
+        self.pending.append(task)
+
+    def dispatch(self) -> list[tuple[Lease, TaskRecord]]:
+        """Assign queued tasks to leases, evenly; returns them in the order in which they are to be sent."""
+        pending = self.pending
+        if not pending:
+            return []
+        usable = [lease for lease in self.leases.values() if not (lease.blocked or lease.retiring)]
+        sends: list[tuple[Lease, TaskRecord]] = []
+        if len(usable) > 1:
+            usable.sort(key=_load)
+        while pending and usable:
+            share = -(-len(pending) // len(usable))
+            still_room = []
+            for lease in usable:
+                if self._fill(lease, share, sends):
+                    still_room.append(lease)
+                if not pending:
+                    break
+            usable = still_room
+        return sends
+
+    def _fill(self, lease: Lease, share: int, sends: list[tuple[Lease, TaskRecord]]) -> bool:
+        """Give `lease` up to `share` tasks; False when it has no room for another."""
+        pending, inflight = self.pending, lease.inflight
+        while pending and share:
+            task = pending[0]
+            if task.state != QUEUED:  # cancelled while it waited
+                pending.popleft()
+                continue
+            mean = task.template.mean_us
+            if mean is None:
+                cost: float = limits.LEASE_BUDGET_US
+            else:
+                cost = mean if mean > limits.LEASE_MIN_COST_US else limits.LEASE_MIN_COST_US
+            if inflight and (
+                lease.load + cost > limits.LEASE_BUDGET_US or len(inflight) >= limits.LEASE_MAX_DEPTH
+            ):
+                return False
+            pending.popleft()
+            task.state = SENT
+            task.lease = lease
+            task.cost = cost
+            lease.load += cost
+            inflight[task.unique] = task
+            sends.append((lease, task))
+            share -= 1
+        return True
+
+    def finished(self, task: TaskRecord, now: float) -> None:
+        """A task that was sent is done, or is not on that worker any more."""
+        lease = task.lease
+        if lease is None:
+            return
+        if lease.inflight.pop(task.unique, None) is not None:
+            lease.load -= task.cost
+            lease.progress = now
+            lease.blocked = False
+            if not lease.inflight:
+                lease.load = 0.0
+                lease.idle_since = now
+        task.lease = None
+
+    def handed_back(self, lease: Lease, uniques: Iterable[int], now: float) -> list[TaskRecord]:
+        """The worker gives back tasks that it has not started: to the front of the queue, in their old order."""
+        tasks = []
+        for unique in uniques:
+            task = lease.inflight.get(unique)
+            if task is not None:
+                self.finished(task, now)
+                if task.cancelled is None:
+                    tasks.append(task)
+        for task in reversed(tasks):
+            task.state = QUEUED
+            self.pending.appendleft(task)
+        return tasks
+
+    # ---- leases --------------------------------------------------------------------------------------
+
+    def granted(self, lease: Lease) -> None:
+        self.seen += 1
+        self.demand_sent = max(0, self.demand_sent - 1)
+        self.leases[lease.lease_id] = lease
+
+    def lost(self, lease: Lease) -> list[TaskRecord]:
+        """The worker is gone: the tasks that were in flight, in order."""
+        self.leases.pop(lease.lease_id, None)
+        tasks = list(lease.inflight.values())
+        lease.inflight.clear()
+        for task in tasks:
+            task.lease = None
+        return tasks
+
+    def wanted(self) -> int | None:
+        """How many more leases to ask for; None when the node already knows."""
+        while self.pending and self.pending[0].state != QUEUED:
+            self.pending.popleft()
+        wanted = min(len(self.pending), limits.MAX_LEASES_WANTED)
+        if wanted == self.demand_sent:
+            return None
+        self.demand_sent = wanted
+        return wanted
+
+    def idle(self, now: float, age: float) -> list[Lease]:
+        """Leases without work for `age` seconds."""
+        return [
+            lease
+            for lease in self.leases.values()
+            if not lease.inflight and lease.idle_since is not None and now - lease.idle_since >= age
+        ]
+
+    def stalled(self, now: float) -> list[Lease]:
+        """Leases whose worker has been silent for a while with unstarted tasks behind the running one, while other
+        workers could take them."""
+        if self.pending:
+            return []
+        return [
+            lease
+            for lease in self.leases.values()
+            if len(lease.inflight) > 1 and not lease.reclaiming and now - lease.progress > limits.STALL
+        ]
+
+
+def _load(lease: Lease) -> float:
+    return lease.load

@@ -1,0 +1,97 @@
+"""What an owner remembers of a task that it has submitted, and of the function it calls."""
+
+from __future__ import annotations
+
+from typing import Any
+
+#: values of `Template.returns` beside a plain number of returns
+STREAMING = -1
+DYNAMIC = -2
+
+WAITING = 0  #: for the values of its arguments
+QUEUED = 1  #: for a worker
+SENT = 2
+FINISHED = 3
+
+
+class Template:
+    """The constant part of many tasks: function, resources, name, retry policy. Sent once per connection, then named by
+    its number. `mean_us` follows the measured run time, weighted towards the slow side: sending too little ahead costs a
+    round trip, sending too much ahead of a slow task makes others wait."""
+
+    __slots__ = ("function_hash", "key", "mean_us", "name", "options", "returns", "spec", "tid")
+
+    def __init__(
+        self, tid: int, name: str, returns: int, function_hash: bytes, spec: dict[str, Any], options: Any, key: Any
+    ) -> None:
+        self.tid = tid
+        self.name = name
+        self.returns = returns
+        self.function_hash = function_hash
+        self.spec = spec
+        self.options = options
+        self.key = key
+        self.mean_us: float | None = None
+
+    def measured(self, micros: int) -> None:
+        """Take in one measured run time."""
+        mean = self.mean_us
+        if mean is None:
+            self.mean_us = float(micros)
+        elif micros > mean:
+            self.mean_us = mean * 0.5 + micros * 0.5
+        else:
+            self.mean_us = mean * 0.9 + micros * 0.1
+
+
+class TaskRecord:
+    """One submitted task, until it is done."""
+
+    __slots__ = (
+        "actor",
+        "app_failures",
+        "args",
+        "cancelled",
+        "children",
+        "cost",
+        "deadline",
+        "deps",
+        "entries",
+        "extra",
+        "force_killed",
+        "frame",
+        "kwargs",
+        "lease",
+        "parent",
+        "refs",
+        "retries",
+        "state",
+        "stream",
+        "template",
+        "timer",
+        "unique",
+    )
+
+    def __init__(self, unique: int, template: Template, args: list[Any], kwargs: dict[str, Any] | None) -> None:
+        self.unique = unique
+        self.template = template
+        self.args = args
+        self.kwargs = kwargs
+        self.frame: bytes | None = None  #: packed and ready to send; None until its arguments are known
+        self.refs: list[Any] | None = None  #: references kept alive until the task is done
+        self.deps: list[tuple[Any, Any]] | None = None  #: (position or keyword, entry) of arguments still to come
+        self.entries: list[Any] = []  #: of its returns
+        self.actor: Any = None  #: the client of the actor whose method it calls
+        self.stream: Any = None
+        self.retries = 0  #: system failures that it may still survive (-1: any number)
+        self.app_failures = 0
+        self.deadline: float | None = None
+        self.timer: Any = None
+        self.lease: Any = None
+        self.cost = 0.0
+        self.state = WAITING
+        self.cancelled: str | None = None  #: why, once somebody has asked for it to end
+        self.force_killed = False
+        self.parent: int | None = None
+        self.children: set[int] | None = None
+        self.extra: dict[str, Any] | None = None

@@ -1,0 +1,1 @@
+"""Bytes in, frames out: the catalogue of messages and their codec. No I/O."""

@@ -1,0 +1,61 @@
+"""Frames to bytes and back, by msgpack's C code. One `Decoder` per connection; packers are per thread.
+
+msgpack is self-delimiting: the decoder is fed whatever arrived and finds the frames itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import msgpack
+
+from framework._base import limits
+from framework.exceptions import ProtocolError
+
+
+def new_packer() -> Callable[[Any], bytes]:
+    """A packing function. Packers keep a buffer of their own: one per thread."""
+    pack: Callable[[Any], bytes] = msgpack.Packer(use_bin_type=True, autoreset=True, strict_types=False).pack
+    return pack
+
+
+class Decoder:
+    """Bytes in, frames out, within limits."""
+
+    __slots__ = ("_feed", "_unpacker")
+
+    def __init__(self, max_frame: int = limits.MAX_HANDSHAKE_FRAME) -> None:
+        self._unpacker = msgpack.Unpacker(
+            raw=False,
+            use_list=True,
+            strict_map_key=False,
+            max_buffer_size=max_frame,
+            max_str_len=min(max_frame, limits.MAX_FRAME),
+            max_bin_len=min(max_frame, limits.MAX_FRAME),
+            max_ext_len=0,
+            max_array_len=min(max_frame, limits.MAX_ARRAY_ITEMS),
+            max_map_len=min(max_frame, limits.MAX_MAP_ITEMS),
+        )
+        self._feed = self._unpacker.feed
+
+    def feed(self, data: bytes) -> Iterator[Any]:
+        """Take in what arrived; iterate over the frames that are complete. `ProtocolError` on anything
+        that is not msgpack or is over a limit, from here or from the iteration (see `frames`)."""
+        try:
+            self._feed(data)
+        except (msgpack.BufferFull, ValueError) as error:
+            raise ProtocolError(f"frame over the limit: {error or type(error).__name__}") from None
+        return self._unpacker
+
+
+#: What the iteration over a decoder may raise for bytes that are no frames.
+DECODE_ERRORS: tuple[type[BaseException], ...] = (
+    msgpack.UnpackException,
+    msgpack.FormatError,
+    msgpack.StackError,
+    ValueError,
+    UnicodeDecodeError,
+    TypeError,
+    RecursionError,
+)

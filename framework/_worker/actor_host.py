@@ -1,0 +1,386 @@
+"""A worker that has become an actor: its instance, and where its calls run.
+
+========  =====================================================================================================
+mode      calls
+========  =====================================================================================================
+sync      in the main thread, one at a time, in the order in which they arrive (`Executor.run`)
+threads   in pools of threads (`max_concurrency` above 1, or concurrency groups)
+async     coroutine methods as asyncio tasks on a loop in the main thread; its plain methods in a thread of their own
+========  =====================================================================================================
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import ctypes
+import inspect
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any
+
+from framework._net.connection import Connection, Frame
+from framework._runtime.context import TaskContext, current_task
+from framework._runtime.runtime import new_loop
+from framework._serial import values
+from framework._serial.errors import error_to_wire
+from framework._serial.functions import load_function
+from framework._service.mailbox import Mailbox
+from framework._state.tasks import DYNAMIC, STREAMING
+from framework._wire import messages as m
+from framework._worker import stdio
+from framework._worker.generators import Producer
+from framework._worker.templates import ExecTemplate
+
+if TYPE_CHECKING:
+    from framework._worker.executor import Executor
+
+DEFAULT_ASYNC_CONCURRENCY = 1000  # as Ray documents
+
+
+class ActorHost:
+    """The actor that lives in this worker."""
+
+    def __init__(self, executor: Executor, actor_id: bytes, spec: dict[str, Any], restarted: int) -> None:
+        self._executor = executor
+        self._runtime = executor.runtime
+        self.actor_id = actor_id
+        self.class_name: str = spec["class_name"]
+        self.log_name: str = spec.get("name") or self.class_name
+        self.restarted = restarted
+        self._spec = spec
+        self.instance: Any = None
+        self.mode = "sync"
+        self._waiting: dict[int, Connection] = {}
+        self._pools: dict[str | None, ThreadPoolExecutor] = {}
+        self._limits: dict[str | None, asyncio.Semaphore] = {}
+        self._threads: dict[int, int] = {}
+        self._thread_lock = threading.Lock()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._mailbox: Mailbox | None = None
+        self._tasks: set[asyncio.Task[Any]] = set()
+
+    # ---- birth (main thread) -------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Load the class, make the instance, report. For an async actor, serve its loop until the process ends."""
+        error: list[Any] | None = None
+        stdio.set_name(self.log_name)
+        context = TaskContext(0, b"\xff" * 8 + self.actor_id, f"{self.class_name}.__init__", actor_id=self.actor_id)
+        context.gpus = self._executor.gpus
+        token = current_task.set(context)
+        try:
+            cls = load_function(self._spec["payload"])
+            self._choose_mode(cls)
+            if self.mode == "async":
+                self._loop = new_loop()
+                asyncio.set_event_loop(self._loop)
+                self._mailbox = Mailbox(self._loop)
+                self._loop.run_until_complete(self._construct_async(cls))
+            else:
+                self._construct(cls)
+        except BaseException as problem:
+            error = self._error(problem, f"{self.class_name}.__init__", context)
+        finally:
+            current_task.reset(token)
+        self._spec.pop("payload", None)
+        self._spec["args"] = self._spec["kwargs"] = None
+        up = self._executor.thread.pack((m.ACTOR_UP, self.actor_id, error))
+        node = self._runtime.node
+        assert node is not None
+        if not self._runtime.objects.register_provisional(lambda: node.send(up)):
+            node.send(up)
+        stdio.flush()
+        if error is None and self._loop is not None:
+            self._loop.run_forever()
+
+    def _construct(self, cls: Any) -> None:
+        args, kwargs = self._executor.decode_args(self._spec["args"], self._spec["kwargs"])
+        self.instance = cls(*args, **kwargs)
+
+    async def _construct_async(self, cls: Any) -> None:
+        """Inside the loop, so that the constructor may make asyncio objects and tasks."""
+        self._construct(cls)
+
+    def _choose_mode(self, cls: Any) -> None:
+        groups: dict[str, int] = self._spec.get("concurrency_groups") or {}
+        concurrency: int | None = self._spec.get("max_concurrency")
+        is_async = any(
+            inspect.iscoroutinefunction(member) or inspect.isasyncgenfunction(member)
+            for _, member in inspect.getmembers_static(cls)
+        )
+        if is_async:
+            self.mode = "async"
+            self._limits[None] = asyncio.Semaphore(concurrency or DEFAULT_ASYNC_CONCURRENCY)
+            for name, limit in groups.items():
+                self._limits[name] = asyncio.Semaphore(limit)
+            self._pools[None] = ThreadPoolExecutor(min(concurrency or 1, 32), thread_name_prefix="actor")
+        elif groups or (concurrency or 1) > 1:
+            self.mode = "threads"
+            self._pools[None] = ThreadPoolExecutor(concurrency or 1, thread_name_prefix="actor")
+            for name, limit in groups.items():
+                self._pools[name] = ThreadPoolExecutor(limit, thread_name_prefix=f"actor-{name}")
+
+    # ---- calls ---------------------------------------------------------------------------------------
+
+    def method(self, name: str) -> Callable[..., Any]:
+        """What a call of this name runs. Looked up on the class: an attribute of the instance does not hide a method."""
+        if name in ("__ray_ready__", "__framework_ready__"):
+            return lambda: True
+        if name in ("__ray_call__", "__framework_call__"):
+            return lambda function, *args, **kwargs: function(self.instance, *args, **kwargs)
+        if name in ("__ray_terminate__", "__framework_terminate__"):
+            return self._terminate
+        member = inspect.getattr_static(type(self.instance), name, None)
+        if member is None:
+            return getattr(self.instance, name)  # type: ignore[no-any-return]
+        return member.__get__(self.instance, type(self.instance))  # type: ignore[no-any-return]
+
+    def _terminate(self) -> None:
+        self._executor._leaving = "it was asked to end (__ray_terminate__)"
+
+    def arrived(self, connection: Connection, frame: Frame) -> None:
+        """Loop: a call has come."""
+        if self.mode == "sync":
+            self._executor.push((connection, frame))
+            return
+        self._waiting[frame[1]] = connection
+        if self._mailbox is not None:
+            self._mailbox.post(self._begin, connection, frame)
+            return
+        template: ExecTemplate = connection.state.incoming[frame[2]]
+        pool = self._pools.get(template.group) or self._pools[None]
+        pool.submit(self._in_thread, connection, frame)
+
+    def cancel_queued(self, connection: Connection, unique: int) -> bool:
+        """Loop: drop a call that has not begun. Whoever takes it out of `_waiting` first, wins."""
+        return self._waiting.pop(unique, None) is not None
+
+    def interrupt_thread(self, unique: int) -> bool:
+        """Loop: raise in the thread that runs this call; False when it does not run in a thread."""
+        from framework._worker.executor import Interrupt
+
+        with self._thread_lock:
+            ident = self._threads.get(unique)
+            if ident is None:
+                return False
+            ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(ident), ctypes.py_object(Interrupt))
+            return True
+
+    def end(self, reason: str) -> None:
+        """Loop: end in order: calls that are under way finish first."""
+        if self._mailbox is not None:
+            self._mailbox.post(self._end_soon, reason)
+        elif self.mode == "threads":
+            threading.Thread(target=self._end_threads, args=(reason,), daemon=True).start()
+
+    def _end_soon(self, reason: str) -> None:
+        task = asyncio.get_running_loop().create_task(self._end_async(reason))
+        self._tasks.add(task)
+
+    async def _end_async(self, reason: str) -> None:
+        me = asyncio.current_task()
+        while others := [task for task in self._tasks if task is not me]:
+            await asyncio.wait(others)
+        self._executor.leave(reason)
+
+    def _end_threads(self, reason: str) -> None:
+        for pool in self._pools.values():
+            pool.shutdown(wait=True)
+        self._executor.leave(reason)
+
+    # ---- threads -------------------------------------------------------------------------------------
+
+    def _in_thread(self, connection: Connection, frame: Frame) -> None:
+        from framework._worker.executor import Interrupt
+
+        try:
+            if self._waiting.pop(frame[1], None) is not None:
+                self._run_in_thread(connection, frame)
+        except Interrupt:
+            pass  # it came too late: the call was over
+
+    def _run_in_thread(self, connection: Connection, frame: Frame) -> None:
+        _, unique, tid, args, kwargs, extra = frame
+        executor = self._executor
+        template: ExecTemplate = connection.state.incoming[tid]
+        context = executor.context_of(template, unique, extra)
+        executor.contexts[unique] = context
+        token = current_task.set(context)
+        refs = None
+        try:
+            if template.function is None:
+                executor.load(template)
+            arguments, keywords = executor.decode_args(args, kwargs)
+            data, refs = self._guarded(connection, template, unique, extra, arguments, keywords)
+            del arguments, keywords
+        except BaseException as error:
+            arguments = keywords = None  # type: ignore[assignment]
+            data = executor.encode_error(template, context, 0, error)
+            del error
+        finally:
+            current_task.reset(token)
+            executor.contexts.pop(unique, None)
+            executor.reasons.pop(unique, None)
+        executor.finish(connection, template, unique, data, refs)
+        self._maybe_leave()
+
+    def _guarded(
+        self,
+        connection: Connection,
+        template: ExecTemplate,
+        unique: int,
+        extra: dict[str, Any] | None,
+        args: list[Any],
+        kwargs: dict[str, Any],
+    ) -> tuple[bytes, list[Any] | None]:
+        """Run it where it can be interrupted; afterwards no interruption is sent to this thread any more."""
+        executor = self._executor
+        with self._thread_lock:
+            self._threads[unique] = threading.get_ident()
+        try:
+            if template.returns in (STREAMING, DYNAMIC):
+                result: Any = self._produce(connection, template, unique, extra, args, kwargs)
+            else:
+                result = template.function(*args, **kwargs)
+        finally:
+            with self._thread_lock:
+                self._threads.pop(unique, None)
+        return executor.encode_result(template, unique, 0, result)
+
+    def _produce(
+        self,
+        connection: Connection,
+        template: ExecTemplate,
+        unique: int,
+        extra: dict[str, Any] | None,
+        args: list[Any],
+        kwargs: dict[str, Any],
+    ) -> int:
+        executor = self._executor
+        producer = Producer(executor, connection, template, unique, (extra or {}).get("window", -1), _plain_call)
+        executor.producers[unique] = producer
+        try:
+            return producer.run(template.function(*args, **kwargs))
+        finally:
+            executor.producers.pop(unique, None)
+
+    def _maybe_leave(self) -> None:
+        if self._executor._leaving is not None:
+            self._executor.leave(self._executor._leaving)
+
+    # ---- the loop of an async actor ------------------------------------------------------------------
+
+    def _begin(self, connection: Connection, frame: Frame) -> None:
+        unique = frame[1]
+        if self._waiting.pop(unique, None) is None:
+            return  # cancelled
+        executor = self._executor
+        template: ExecTemplate = connection.state.incoming[frame[2]]
+        context = executor.context_of(template, unique, frame[5])
+        executor.contexts[unique] = context
+        assert self._loop is not None
+        task = self._loop.create_task(self._run_async(connection, frame, template, context))
+        self._tasks.add(task)
+        executor.async_tasks[unique] = (self._loop, task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _run_async(
+        self, connection: Connection, frame: Frame, template: ExecTemplate, context: TaskContext
+    ) -> None:
+        _, unique, _, args, kwargs, extra = frame
+        executor = self._executor
+        current_task.set(context)
+        refs = None
+        try:
+            async with self._limits.get(template.group) or self._limits[None]:
+                if template.function is None:
+                    executor.load(template)
+                await self._fetch(args, kwargs)
+                arguments, keywords = executor.decode_args(args, kwargs)
+                frame = args = kwargs = None  # type: ignore[assignment]
+                if template.returns in (STREAMING, DYNAMIC):
+                    result: Any = await self._produce_async(connection, template, unique, extra, arguments, keywords)
+                elif template.is_async:
+                    result = await template.function(*arguments, **keywords)
+                else:
+                    result = await self._in_pool(unique, template.function, arguments, keywords)
+            del arguments, keywords
+            data, refs = executor.encode_result(template, unique, 0, result)
+            del result
+        except BaseException as error:
+            arguments = keywords = result = None
+            data = executor.encode_error(template, context, 0, error)
+            del error
+        finally:
+            executor.async_tasks.pop(unique, None)
+            executor.contexts.pop(unique, None)
+            executor.reasons.pop(unique, None)
+        executor.finish(connection, template, unique, data, refs)
+        self._maybe_leave()
+
+    async def _fetch(self, args: list[Any], kwargs: dict[str, Any] | None) -> None:
+        """References among the arguments: wait for them without holding up the loop; `decode_args` then finds them here."""
+        wires = [*args, *(kwargs or {}).values()]
+        refs = [
+            self._runtime.make_ref(wire[1], wire[2])
+            for wire in wires
+            if type(wire) is list and wire[0] == values.FORM_REFERENCE
+        ]
+        for ref in refs:
+            await self._runtime.wait_async(ref._entry)
+        self._fetched = refs  # kept until the next call: `decode_args` takes its own right away
+
+    async def _in_pool(self, unique: int, function: Any, args: list[Any], kwargs: dict[str, Any]) -> Any:
+        """A plain method of an async actor: in a thread, so that the loop goes on."""
+        context = contextvars.copy_context()
+
+        def run() -> Any:
+            with self._thread_lock:
+                self._threads[unique] = threading.get_ident()
+            try:
+                return context.run(function, *args, **kwargs)
+            finally:
+                with self._thread_lock:
+                    self._threads.pop(unique, None)
+
+        assert self._loop is not None
+        return await self._loop.run_in_executor(self._pools[None], run)
+
+    async def _produce_async(
+        self,
+        connection: Connection,
+        template: ExecTemplate,
+        unique: int,
+        extra: dict[str, Any] | None,
+        args: list[Any],
+        kwargs: dict[str, Any],
+    ) -> int:
+        executor = self._executor
+        iterable = template.function(*args, **kwargs)
+        producer = Producer(executor, connection, template, unique, (extra or {}).get("window", -1), _plain_call)
+        executor.producers[unique] = producer
+        try:
+            if hasattr(iterable, "__aiter__"):
+                return await producer.run_async(iterable)
+            return await self._in_pool(unique, producer.run, [iterable], {})  # type: ignore[no-any-return]
+        finally:
+            executor.producers.pop(unique, None)
+
+    def _error(self, error: BaseException, name: str, context: TaskContext) -> list[Any]:
+        return error_to_wire(
+            error,
+            function_name=name,
+            pid=self._runtime.pid,
+            ip=self._runtime.config.node_ip,
+            actor=self.describe(),
+        )
+
+    def describe(self) -> str:
+        """How errors name this actor."""
+        return f"{self.class_name}({self.actor_id.hex()})"
+
+
+def _plain_call(unique: int, function: Any, args: list[Any], kwargs: dict[str, Any]) -> Any:
+    return function(*args, **kwargs)

@@ -1,0 +1,568 @@
+"""Runs user code: tasks and the calls of an actor, in the worker's main thread or where the actor wants them.
+
+The runtime's loop receives TASK frames and appends them to a deque; the main thread takes them from there, runs them and writes
+the replies itself (no hop back to the loop). Replies of a burst of short tasks leave together.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import mmap
+import os
+import queue
+import signal
+import struct
+import sys
+import threading
+import time
+from collections import deque
+from typing import Any
+
+from framework._base.ids import task_id_bytes
+from framework._net.connection import Connection, Frame
+from framework._runtime.context import TaskContext, current_task
+from framework._runtime.runtime import Runtime
+from framework._serial import values
+from framework._serial.errors import error_to_wire
+from framework._state.tasks import DYNAMIC, STREAMING
+from framework._wire import messages as m
+from framework._wire.codec import new_packer
+from framework._worker import stdio
+from framework._worker.generators import Producer
+from framework._worker.templates import ExecTemplate, FunctionCache
+from framework.exceptions import FrameworkError, TaskCancelledError, TaskTimeoutError
+
+FLUSH_AFTER_NS = 500_000
+_MARK = struct.Struct("<Q")
+_BLOCKED = new_packer()([m.BLOCKED])
+_UNBLOCKED = new_packer()([m.UNBLOCKED])
+
+Item = tuple[Connection | None, Frame]
+
+
+class Interrupt(KeyboardInterrupt):
+    """Raised in user code to end a task. Not an `Exception`, so that `except Exception` does not swallow it."""
+
+
+class _PerThread(threading.local):
+    def __init__(self) -> None:
+        self.pack = new_packer()
+
+
+class Executor:
+    """The executor service of a worker process."""
+
+    def __init__(self, runtime: Runtime, run_file: str) -> None:
+        self.runtime = runtime
+        self.queue: deque[Item] = deque()
+        self._wake: queue.SimpleQueue[None] = queue.SimpleQueue()
+        self._waiting = False
+        self.functions = FunctionCache()
+        self.thread = _PerThread()
+        self._main = threading.main_thread().ident or 0
+        self.running = 0  #: unique number of the task whose user code the main thread is in (0: none)
+        self.interrupt: int | None = None  #: the task that the main thread is to be interrupted in
+        self.reasons: dict[int, str] = {}  #: why tasks are being cancelled
+        self.contexts: dict[int, TaskContext] = {}
+        self.producers: dict[int, Producer] = {}
+        self.async_tasks: dict[int, tuple[asyncio.AbstractEventLoop, asyncio.Task[Any]]] = {}
+        self._block_lock = threading.Lock()
+        self._blocks = 0
+        self.blocked = False
+        self._last_flush = 0
+        self._unflushed: set[Connection] = set()
+        self._leaving: str | None = None
+        self._task_loop: asyncio.AbstractEventLoop | None = None
+        self.gpus: list[int] = []
+        self._mark = _open_mark(run_file)
+        self.actor: Any = None  #: an ActorHost once this worker has become an actor
+        runtime.on_blocked = self.enter_blocked
+        runtime.on_unblocked = self.leave_blocked
+        runtime.on_node_lost = lambda: os._exit(1)
+        runtime.peer_handlers.update(
+            {
+                m.FUNCTION: lambda _, frame: self.functions.define(frame[1], frame[2]),
+                m.TEMPLATE: self._template,
+                m.LEASE_BEGIN: self._lease_begin,
+                m.TASK: self._task,
+                m.CANCEL: self._cancel,
+                m.RECLAIM: self._reclaim,
+                m.CREDIT: self._credit,
+            }
+        )
+        runtime.node_handlers.update({m.EXIT: self._exit})
+
+    # ---- frames (loop) -------------------------------------------------------------------------------
+
+    @staticmethod
+    def _template(connection: Connection, frame: Frame) -> None:
+        connection.state.incoming[frame[1]] = ExecTemplate(frame[2])
+
+    def _lease_begin(self, connection: Connection, frame: Frame) -> None:
+        _, _, gpus, omp = frame
+        self.set_devices(gpus, omp)
+
+    def set_devices(self, gpus: list[int], omp: int) -> None:
+        """What the processes of BLAS, OpenMP and CUDA may use from now on, as Ray sets it."""
+        if gpus or self.gpus or self.runtime.node_facts.get("total", {}).get("GPU"):
+            os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, gpus))
+        self.gpus = gpus
+        if os.environ.get("FRAMEWORK_OMP_DEFAULT") and omp != int(os.environ.get("OMP_NUM_THREADS") or 0):
+            os.environ["OMP_NUM_THREADS"] = str(max(1, omp))
+            limiter = sys.modules.get("threadpoolctl")
+            if limiter is not None:
+                limiter.threadpool_limits(max(1, omp))
+
+    def _task(self, connection: Connection, frame: Frame) -> None:
+        if self.actor is not None:
+            self.actor.arrived(connection, frame)
+            return
+        self.push((connection, frame))
+        if self.blocked:
+            self._hand_back()
+
+    def push(self, item: Item) -> None:
+        """Loop: one more thing for the main thread to do."""
+        self.queue.append(item)
+        if self._waiting:
+            self._waiting = False
+            self._wake.put(None)
+
+    def _hand_back(self) -> None:
+        """Any thread: the main thread waits for other tasks; those queued behind it go back to their owners."""
+        self._give_back(len(self.queue), self.queue.popleft, True)
+
+    def _reclaim(self, connection: Connection, frame: Frame) -> None:
+        self._give_back(min(frame[1], len(self.queue)), self.queue.pop, False)
+
+    def _give_back(self, most: int, pop: Any, blocked: bool) -> None:
+        returned: dict[Connection, list[int]] = {}
+        kept = []
+        for _ in range(most):
+            try:
+                item = pop()
+            except IndexError:
+                break
+            connection, frame = item
+            if connection is None:
+                kept.append(item)
+            else:
+                returned.setdefault(connection, []).append(frame[1])
+        self.queue.extend(kept)
+        for connection, uniques in returned.items():
+            connection.send(self.thread.pack((m.RETURNED, uniques, blocked)))
+
+    def _credit(self, connection: Connection, frame: Frame) -> None:
+        producer = self.producers.get(frame[1])
+        if producer is not None:
+            producer.credit(frame[2])
+
+    def _exit(self, connection: Connection, frame: Frame) -> None:
+        _, orderly, reason = frame
+        if orderly:
+            self.push((None, ["exit", reason]))
+            if self.actor is not None:
+                self.actor.end(reason)
+        elif self._busy():
+            connection.cast(m.EXIT_DENIED)
+        else:
+            self.leave(reason)
+
+    def _busy(self) -> bool:
+        """Whether this idle worker must stay: work is queued, or others hold objects that it owns."""
+        self.runtime.objects.drain_drops()
+        if self.queue or self.contexts or self.runtime.submitter.tasks:
+            return True
+        return any(entry.owner is None and entry.borrowers for entry in self.runtime.objects.table.entries.values())
+
+    # ---- cancelling (loop) ---------------------------------------------------------------------------
+
+    def _cancel(self, connection: Connection, frame: Frame) -> None:
+        _, unique, force, recursive, reason = frame
+        for item in list(self.queue):
+            if item[0] is connection and item[1][1] == unique:
+                try:
+                    self.queue.remove(item)
+                except ValueError:
+                    break  # it has just started
+                self._reply_cancelled(connection, unique, reason)
+                return
+        if self.actor is not None and self.actor.cancel_queued(connection, unique):
+            self._reply_cancelled(connection, unique, reason)
+            return
+        context = self.contexts.get(unique)
+        if context is None:
+            return  # its reply is under way
+        self.reasons[unique] = reason
+        if recursive and context.children:
+            self.runtime.cancel_children(context.children)
+        producer = self.producers.get(unique)
+        if producer is not None:
+            producer.close()
+            if reason == "closed":
+                return
+        running = self.async_tasks.get(unique)
+        if running is not None:
+            loop, task = running
+            loop.call_soon_threadsafe(task.cancel)
+        elif self.actor is not None and self.actor.interrupt_thread(unique):
+            pass
+        elif self.running == unique or context.unique == self.running:
+            self.interrupt = unique
+            signal.pthread_kill(self._main, signal.SIGURG)
+        else:
+            self.interrupt = unique  # it has begun, but is not in user code yet: see `call`
+
+    def _reply_cancelled(self, connection: Connection, unique: int, reason: str) -> None:
+        error = self.cancel_error(unique, reason)
+        connection.cast(m.FAILED, unique, 0, False, self.runtime.wire_error(error, ""))
+
+    def cancel_error(self, unique: int, reason: str) -> FrameworkError:
+        """What a cancelled task ends with."""
+        if reason == "timeout":
+            return TaskTimeoutError("it did not finish in the time that its timeout (or its caller's) allows")
+        return TaskCancelledError(None, reason or None)
+
+    def on_signal(self, signum: int, frame: Any) -> None:
+        """Main thread: somebody wants the running task to end. Only that task is hit."""
+        if self.interrupt is not None and self.interrupt == self.running:
+            self.interrupt = None
+            raise Interrupt("the task was cancelled")
+
+    # ---- waiting -------------------------------------------------------------------------------------
+
+    def enter_blocked(self) -> None:
+        """A thread of a task begins to wait: lend the CPUs, hand back what has not started."""
+        with self._block_lock:
+            self._blocks += 1
+            if self._blocks > 1:
+                return
+            self.blocked = True
+        self.flush_replies()
+        node = self.runtime.node
+        if node is not None:
+            node.send(_BLOCKED)
+        if self.actor is None:
+            self._hand_back()
+
+    def leave_blocked(self) -> None:
+        """It goes on."""
+        with self._block_lock:
+            self._blocks -= 1
+            if self._blocks:
+                return
+            self.blocked = False
+        node = self.runtime.node
+        if node is not None:
+            node.send(_UNBLOCKED)
+
+    # ---- the main thread -----------------------------------------------------------------------------
+
+    def run(self) -> None:
+        """Run what arrives until the process ends."""
+        signal.signal(signal.SIGURG, self.on_signal)
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        while True:
+            try:
+                connection, frame = self.queue.popleft()
+            except IndexError:
+                self.flush_replies()
+                self._waiting = True
+                if not self.queue:
+                    self._wake.get()
+                self._waiting = False
+                continue
+            if connection is not None:
+                self.execute(connection, frame)
+                if self._leaving is not None:
+                    self._hand_back_unblocked()
+                    self.leave(self._leaving)
+            elif frame[0] == "exit":
+                self.leave(frame[1])
+            else:
+                frame[0]()  # a function: to become an actor
+
+    def _hand_back_unblocked(self) -> None:
+        self._give_back(len(self.queue), self.queue.popleft, False)
+
+    def flush_replies(self) -> None:
+        """Any thread: write the replies that wait for company."""
+        unflushed = self._unflushed
+        while unflushed:
+            try:
+                connection = unflushed.pop()
+            except KeyError:
+                break
+            connection.flush()
+        self._last_flush = time.monotonic_ns()
+
+    def reply(self, connection: Connection, data: bytes, at_once: bool) -> None:
+        """The executing thread: send a reply, with those before and after it if more work waits."""
+        connection.buffer(data)
+        if at_once or not self.queue or time.monotonic_ns() - self._last_flush > FLUSH_AFTER_NS:
+            connection.flush()
+            self._last_flush = time.monotonic_ns()
+        else:
+            self._unflushed.add(connection)
+
+    def context_of(self, template: ExecTemplate, unique: int, extra: dict[str, Any] | None) -> TaskContext:
+        """The context of a task that begins."""
+        context = TaskContext(
+            unique,
+            task_id_bytes(unique, template.scope),
+            template.name,
+            resources=template.resources,
+            gpus=self.gpus,
+        )
+        if extra is not None:
+            context.deadline = extra.get("deadline")
+        if self.actor is not None:
+            context.actor_id = self.actor.actor_id
+        return context
+
+    def execute(self, connection: Connection, frame: Frame) -> None:
+        """Main thread: run one task and reply."""
+        _, unique, tid, args, kwargs, extra = frame
+        template: ExecTemplate = connection.state.incoming[tid]
+        _MARK.pack_into(self._mark, 0, unique)
+        context = self.context_of(template, unique, extra)
+        self.contexts[unique] = context
+        token = current_task.set(context)
+        stdio.set_name(template.name if self.actor is None else self.actor.log_name)
+        started = time.monotonic_ns()
+        try:
+            if template.function is None:
+                self.load(template)
+            arguments, keywords = self.decode_args(args, kwargs)
+            started = time.monotonic_ns()
+            if template.returns == STREAMING or template.returns == DYNAMIC:
+                result: Any = self._stream(connection, template, unique, extra, arguments, keywords)
+            elif template.is_async:
+                result = self._run_async(template, unique, arguments, keywords)
+            else:
+                result = self.call(unique, template.function, arguments, keywords)
+            micros = (time.monotonic_ns() - started) // 1000
+            del arguments, keywords
+            data, refs = self.encode_result(template, unique, micros, result)
+            del result
+        except BaseException as error:
+            self.running = 0
+            micros = (time.monotonic_ns() - started) // 1000
+            data, refs = self.encode_error(template, context, micros, error), None
+            arguments = keywords = result = None
+            del error
+        finally:
+            current_task.reset(token)
+            self.contexts.pop(unique, None)
+            self.reasons.pop(unique, None)
+            if self.interrupt == unique:
+                self.interrupt = None
+        if template.max_calls:
+            template.calls += 1
+            if template.calls >= template.max_calls:
+                connection.buffer(self.thread.pack((m.RETIRING,)))
+                self._leaving = f"it has run {template.name}() {template.calls} times (max_calls)"
+        self.finish(connection, template, unique, data, refs)
+
+    def finish(
+        self, connection: Connection, template: ExecTemplate, unique: int, data: bytes, refs: list[Any] | None
+    ) -> None:
+        """Send the reply; before that, if references stay behind, their owners learn of it."""
+        if refs:
+            self.runtime.objects.hold(connection, unique, 1, refs)
+        if self._leaving is None and self.runtime.objects.register_provisional(lambda: connection.send(data)):
+            return
+        self.reply(connection, data, template.careful or self._leaving is not None)
+
+    def load(self, template: ExecTemplate) -> None:
+        """The function behind a template."""
+        if template.method is not None:
+            template.bind(self.actor.method(template.method))
+        else:
+            template.bind(self.functions.load(template.function_hash))
+
+    def decode_args(self, args: list[Any], kwargs: dict[str, Any] | None) -> tuple[list[Any], dict[str, Any]]:
+        """The values of wire arguments; references among them are fetched."""
+        plain = True
+        for value in args:
+            if type(value) is bytes or type(value) is list:
+                plain = False
+                break
+        if plain and not kwargs:
+            return args, {}
+        decoded = [self._decode_arg(value) for value in args]
+        keywords = {name: self._decode_arg(value) for name, value in kwargs.items()} if kwargs else {}
+        return decoded, keywords
+
+    def _decode_arg(self, value: Any) -> Any:
+        if type(value) is list and value[0] == values.FORM_REFERENCE:
+            ref = self.runtime.make_ref(value[1], value[2])
+            entry = ref._entry
+            if not entry.state:
+                self.runtime.get([entry], None)
+            return self.runtime.value(entry)
+        return values.decode(value)
+
+    def call(self, unique: int, function: Any, args: list[Any], kwargs: dict[str, Any]) -> Any:
+        """User code in the main thread: may be interrupted from the first line to the last, and not outside."""
+        try:
+            self.running = unique
+            if self.interrupt == unique:
+                self.interrupt = None
+                raise Interrupt("the task was cancelled")
+            return function(*args, **kwargs)
+        finally:
+            self.running = 0
+
+    def _run_async(self, template: ExecTemplate, unique: int, args: list[Any], kwargs: dict[str, Any]) -> Any:
+        """A coroutine function as a task: on a loop of the main thread that lives as long as the worker."""
+        loop = self._task_loop
+        if loop is None:
+            loop = self._task_loop = asyncio.new_event_loop()
+            asyncio.set_event_loop(loop)
+        task = loop.create_task(template.function(*args, **kwargs))
+        self.async_tasks[unique] = (loop, task)
+        if self.interrupt == unique:
+            self.interrupt = None
+            task.cancel()
+        try:
+            return loop.run_until_complete(task)
+        finally:
+            self.async_tasks.pop(unique, None)
+
+    def _stream(
+        self,
+        connection: Connection,
+        template: ExecTemplate,
+        unique: int,
+        extra: dict[str, Any] | None,
+        args: list[Any],
+        kwargs: dict[str, Any],
+    ) -> int:
+        producer = Producer(self, connection, template, unique, (extra or {}).get("window", -1), self.call)
+        self.producers[unique] = producer
+        try:
+            iterable = self.call(unique, template.function, args, kwargs)
+            if hasattr(iterable, "__aiter__"):
+                loop = self._task_loop
+                if loop is None:
+                    loop = self._task_loop = asyncio.new_event_loop()
+                    asyncio.set_event_loop(loop)
+                task = loop.create_task(producer.run_async(iterable))
+                self.async_tasks[unique] = (loop, task)
+                try:
+                    count = loop.run_until_complete(task)
+                finally:
+                    self.async_tasks.pop(unique, None)
+            else:
+                count = producer.run(iterable)
+            if self.reasons.get(unique, "closed") != "closed":
+                raise Interrupt("the task was cancelled")
+            return count
+        finally:
+            self.producers.pop(unique, None)
+
+    # ---- results -------------------------------------------------------------------------------------
+
+    def encode_result(
+        self, template: ExecTemplate, unique: int, micros: int, result: Any
+    ) -> tuple[bytes, list[Any] | None]:
+        """The frame of a result, and the references in it."""
+        returns = template.returns
+        pack = self.thread.pack
+        if returns == 1:
+            if type(result) in values.ATOM_TYPES and values.is_atom(result):
+                return pack((m.DONE, unique, micros, result)), None
+            encoded = values.encode(result, where=f"the result of {template.name}()", name="result")
+            return pack((m.DONE, unique, micros, encoded.wire)), encoded.refs
+        if returns < 0:
+            return pack((m.DONE, unique, micros, result)), None
+        if returns == 0:
+            return pack((m.DONE_MANY, unique, micros, [])), None
+        results = self._split(template, result)
+        wire, refs = [], []
+        for index, value in enumerate(results):
+            encoded = values.encode(value, where=f"result {index} of {template.name}()", name=f"result[{index}]")
+            wire.append(encoded.wire)
+            refs.extend(encoded.refs)
+        return pack((m.DONE_MANY, unique, micros, wire)), refs
+
+    @staticmethod
+    def _split(template: ExecTemplate, result: Any) -> list[Any]:
+        try:
+            results = list(result)
+        except TypeError:
+            raise ValueError(
+                f"{template.name}() has num_returns={template.returns}, so it must return that many values; "
+                f"it returned one {type(result).__name__}, which cannot be taken apart"
+            ) from None
+        if len(results) != template.returns:
+            raise ValueError(
+                f"{template.name}() has num_returns={template.returns}, but returned {len(results)} values"
+            )
+        return results
+
+    def encode_error(self, template: ExecTemplate, context: TaskContext, micros: int, error: BaseException) -> bytes:
+        """The frame of an exception. Never raises."""
+        unique = context.unique
+        reason = self.reasons.get(unique)
+        retryable = False
+        if reason is not None and isinstance(error, Interrupt | asyncio.CancelledError | GeneratorExit | FrameworkError):
+            error = self.cancel_error(unique, reason)
+        else:
+            if isinstance(error, SystemExit):
+                error = _exit_error(error)
+            try:
+                retryable = template.retryable(error)
+            except Exception as problem:
+                error.__context__ = problem
+        if isinstance(error, TaskCancelledError) and error.task_id is None:
+            error = TaskCancelledError(context.task_id.hex(), error.reason)
+        wire = error_to_wire(
+            error,
+            function_name=template.name,
+            pid=self.runtime.pid,
+            ip=self.runtime.config.node_ip,
+            task_id=context.task_id.hex(),
+            actor=self.actor.describe() if self.actor is not None else None,
+        )
+        return self.thread.pack((m.FAILED, unique, micros, retryable, wire))
+
+    def send_item(self, connection: Connection, template: ExecTemplate, unique: int, index: int, value: Any) -> None:
+        """The executing thread: one item of a stream."""
+        pack = self.thread.pack
+        if type(value) in values.ATOM_TYPES and values.is_atom(value):
+            connection.send(pack((m.ITEM, unique, index, value)))
+            return
+        encoded = values.encode(value, where=f"item {index} of {template.name}()", name="item")
+        if encoded.refs:
+            self.runtime.objects.hold(connection, unique, index + 2, encoded.refs)
+        data = pack((m.ITEM, unique, index, encoded.wire))
+        connection.send(data)
+
+    # ---- the end -------------------------------------------------------------------------------------
+
+    def leave(self, reason: str) -> None:
+        """End this process in order: what was said and printed gets out."""
+        self.flush_replies()
+        node = self.runtime.node
+        if node is not None:
+            node.send(self.thread.pack((m.LEAVING, reason)))
+        stdio.flush()
+        os._exit(0)
+
+
+def _exit_error(error: SystemExit) -> BaseException:
+    exit_error = RuntimeError(f"the task called sys.exit({error.code!r}); the worker goes on, the task has failed")
+    exit_error.__traceback__ = error.__traceback__
+    return exit_error
+
+
+def _open_mark(path: str) -> mmap.mmap:
+    """Eight bytes that the node reads after this process has died: which task was running."""
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
+    try:
+        os.ftruncate(fd, _MARK.size)
+        return mmap.mmap(fd, _MARK.size)
+    finally:
+        os.close(fd)

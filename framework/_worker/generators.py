@@ -1,0 +1,150 @@
+"""The producer of a stream: runs a generator, sends its items, stays within its credits, stops when told."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+from framework._net.connection import Connection
+from framework._worker.templates import ExecTemplate
+
+if TYPE_CHECKING:
+    from framework._worker.executor import Executor
+
+
+class Producer:
+    """One running generator task. `credit` and `close` are called from the runtime's loop, the rest where it runs."""
+
+    __slots__ = (
+        "_async_wake",
+        "_call",
+        "_closed",
+        "_connection",
+        "_credits",
+        "_executor",
+        "_index",
+        "_loop",
+        "_template",
+        "_unique",
+        "_unbounded",
+        "_wake",
+    )
+
+    def __init__(
+        self,
+        executor: Executor,
+        connection: Connection,
+        template: ExecTemplate,
+        unique: int,
+        window: int,
+        call: Callable[[int, Any, list[Any], dict[str, Any]], Any],
+    ) -> None:
+        self._executor = executor
+        self._call = call  #: how user code is called where this runs: it may be interrupted there
+        self._connection = connection
+        self._template = template
+        self._unique = unique
+        self._unbounded = window < 0
+        self._credits = window
+        self._index = 0
+        self._closed = False
+        self._wake = threading.Condition()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._async_wake: asyncio.Event | None = None
+
+    def credit(self, credits: int) -> None:
+        """The consumer has taken items."""
+        with self._wake:
+            self._credits += credits
+            self._notify()
+
+    def close(self) -> None:
+        """The consumer wants no more."""
+        with self._wake:
+            self._closed = True
+            self._notify()
+
+    def _notify(self) -> None:
+        self._wake.notify_all()
+        if self._loop is not None and self._async_wake is not None:
+            self._loop.call_soon_threadsafe(self._async_wake.set)
+
+    def _spend(self) -> bool:
+        """With the lock: take a credit, if there is one."""
+        if self._unbounded or self._credits > 0:
+            self._credits -= 1
+            return True
+        return False
+
+    def run(self, iterable: Iterator[Any]) -> int:
+        """A plain generator; returns the number of its items."""
+        unique = self._unique
+        iterator = iter(iterable)
+        done = object()
+        try:
+            while not self._closed:
+                if not self._allowed():
+                    break
+                item = self._call(unique, next, [iterator, done], {})
+                if item is done or self._closed:
+                    break
+                self._send(item)
+                del item
+        finally:
+            close = getattr(iterator, "close", None)
+            if close is not None:
+                self._call(unique, close, [], {})
+        return self._index
+
+    def _allowed(self) -> bool:
+        """Wait for a credit before the next item is made; False when the stream was closed."""
+        with self._wake:
+            if self._spend():
+                return True
+        # It waits for its consumer, who may need the CPUs of this worker.
+        with self._executor.runtime.blocked(), self._wake:
+            while not self._closed:
+                if self._spend():
+                    return True
+                self._call(self._unique, self._wake.wait, [], {})
+        return False
+
+    def _send(self, item: Any) -> None:
+        self._executor.send_item(self._connection, self._template, self._unique, self._index, item)
+        self._index += 1
+
+    async def run_async(self, iterable: AsyncIterator[Any]) -> int:
+        """An async generator; returns the number of its items."""
+        self._loop = asyncio.get_running_loop()
+        self._async_wake = asyncio.Event()
+        iterator = aiter(iterable)
+        try:
+            while not self._closed:
+                if not await self._allowed_async():
+                    break
+                try:
+                    item = await anext(iterator)
+                except StopAsyncIteration:
+                    break
+                if self._closed:
+                    break
+                self._send(item)
+                del item
+        finally:
+            close = getattr(iterator, "aclose", None)
+            if close is not None:
+                await close()
+        return self._index
+
+    async def _allowed_async(self) -> bool:
+        assert self._async_wake is not None
+        while True:
+            with self._wake:
+                if self._closed:
+                    return False
+                if self._spend():
+                    return True
+                self._async_wake.clear()
+            await self._async_wake.wait()

@@ -1,0 +1,223 @@
+"""The core rows for other systems, each with its own best-known idiom and as many workers as CPUs.
+
+Every module of a peer is imported inside the function that needs it: none of them is a dependency.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.util
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+
+from framework.benchmarks.floors import ECHO_BATCH, ECHO_ONE, IN_FLIGHT, INTERPRETER
+from framework.benchmarks.fresh import first_result
+from framework.benchmarks.model import PER_SECOND, SECONDS, Measure, Row, Settings, Workload
+from framework.benchmarks.runner import async_rate, rate_measure
+
+TASK = "task, one at a time"
+TASKS = "tasks, in flight"
+ACTOR = "actor call, one at a time"
+ACTORS = "actor calls, in flight"
+START_UP = "import, start, first result"
+
+#: Core row to the row of the product that measures the same.
+PRODUCT_ROWS: dict[str, str] = {
+    TASK: "single client tasks sync",
+    TASKS: "single client tasks async",
+    ACTOR: "1:1 actor calls sync",
+    ACTORS: "1:1 actor calls async",
+    START_UP: "import + init + first result",
+}
+#: Name of each peer to the module that it needs (None: part of the standard library).
+MODULES: dict[str, str | None] = {
+    "ProcessPoolExecutor": None,
+    "loky": "loky",
+    "Ray": "ray",
+    "Dask": "distributed",
+    "xoscar": "xoscar",
+}
+
+Prepare = Callable[[Settings], AbstractContextManager[Measure]]
+
+
+def installed(peer: str) -> bool:
+    """Whether the module of `peer` can be found. Does not import it."""
+    module = MODULES[peer]
+    return module is None or importlib.util.find_spec(module) is not None
+
+
+def small_value() -> bytes:
+    """The task of every peer."""
+    return b"ok"
+
+
+class Server:
+    """The actor of the peers that take plain classes."""
+
+    def small_value(self) -> bytes:
+        return b"ok"
+
+
+@contextmanager
+def _pool_one(settings: Settings) -> Iterator[Measure]:
+    from concurrent.futures import ProcessPoolExecutor
+
+    with ProcessPoolExecutor(settings.cpus) as pool:
+        yield rate_measure(lambda: pool.submit(small_value).result())
+
+
+@contextmanager
+def _pool_batch(settings: Settings) -> Iterator[Measure]:
+    from concurrent.futures import ProcessPoolExecutor
+
+    with ProcessPoolExecutor(settings.cpus) as pool:
+
+        def calls() -> None:
+            for future in [pool.submit(small_value) for _ in range(IN_FLIGHT)]:
+                future.result()
+
+        yield rate_measure(calls, IN_FLIGHT)
+
+
+@contextmanager
+def _loky_one(settings: Settings) -> Iterator[Measure]:
+    from loky import get_reusable_executor
+
+    with get_reusable_executor(max_workers=settings.cpus) as pool:
+        yield rate_measure(lambda: pool.submit(small_value).result())
+
+
+@contextmanager
+def _loky_batch(settings: Settings) -> Iterator[Measure]:
+    from loky import get_reusable_executor
+
+    with get_reusable_executor(max_workers=settings.cpus) as pool:
+
+        def calls() -> None:
+            for future in [pool.submit(small_value) for _ in range(IN_FLIGHT)]:
+                future.result()
+
+        yield rate_measure(calls, IN_FLIGHT)
+
+
+def _ray(*, actor: bool, count: int) -> Prepare:
+    @contextmanager
+    def prepare(settings: Settings) -> Iterator[Measure]:
+        import ray
+
+        ray.init(num_cpus=settings.cpus, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+        try:
+            remote = ray.remote(Server).remote().small_value if actor else ray.remote(small_value)
+            if count == 1:
+                yield rate_measure(lambda: ray.get(remote.remote()))
+            else:
+                yield rate_measure(lambda: ray.get([remote.remote() for _ in range(count)]), count)
+        finally:
+            ray.shutdown()
+
+    return prepare
+
+
+def _dask(*, actor: bool, count: int) -> Prepare:
+    @contextmanager
+    def prepare(settings: Settings) -> Iterator[Measure]:
+        from distributed import Client, LocalCluster
+
+        cluster = LocalCluster(n_workers=settings.cpus, threads_per_worker=1, dashboard_address=None)
+        with cluster, Client(cluster) as client:
+            if actor:
+                server = client.submit(Server, actor=True).result()
+
+                def calls() -> None:
+                    for future in [server.small_value() for _ in range(count)]:
+                        future.result()
+            else:
+
+                def calls() -> None:
+                    client.gather([client.submit(small_value, pure=False) for _ in range(count)])
+
+            yield rate_measure(calls, count)
+
+    return prepare
+
+
+def _xoscar(count: int) -> Prepare:
+    @contextmanager
+    def prepare(settings: Settings) -> Iterator[Measure]:
+        import xoscar as xo
+
+        class AsyncServer(xo.Actor):  # type: ignore[misc]
+            async def small_value(self) -> bytes:
+                return b"ok"
+
+        with asyncio.Runner() as runner:
+            pool = runner.run(xo.create_actor_pool("127.0.0.1", n_process=settings.cpus))
+            try:
+                # In a process of its own: the pool's main address is this process.
+                address = next(iter(pool.sub_processes), pool.external_address)
+                server = runner.run(xo.create_actor(AsyncServer, address=address))
+
+                async def calls() -> None:
+                    if count == 1:
+                        await server.small_value()
+                    else:
+                        await asyncio.gather(*[server.small_value() for _ in range(count)])
+
+                def measure(seconds: float) -> Sequence[float]:
+                    return (runner.run(async_rate(calls, seconds)) * count,)
+
+                yield measure
+            finally:
+                runner.run(pool.stop())
+
+    return prepare
+
+
+def _start_up(peer: str) -> Prepare:
+    @contextmanager
+    def prepare(settings: Settings) -> Iterator[Measure]:
+        def measure(seconds: float) -> Sequence[float]:
+            stages = first_result(peer, settings)
+            return (stages["import"] + stages["init"] + stages["first result"],)
+
+        yield measure
+
+    return prepare
+
+
+def row_name(peer: str, core: str) -> str:
+    """The name of the row that holds `core` for `peer`."""
+    return f"{peer}: {core}"
+
+
+def _workload(peer: str, core: str, prepare: Prepare) -> Workload:
+    unit = SECONDS if core == START_UP else PER_SECOND
+    floor = {TASK: ECHO_ONE, ACTOR: ECHO_ONE, START_UP: INTERPRETER}.get(core, ECHO_BATCH)
+    row = Row(row_name(peer, core), unit, floor)
+    return Workload(f"peer {peer}", (row,), prepare, product=False, fresh=core == START_UP)
+
+
+_PREPARE: dict[str, dict[str, Prepare]] = {
+    "ProcessPoolExecutor": {TASK: _pool_one, TASKS: _pool_batch},
+    "loky": {TASK: _loky_one, TASKS: _loky_batch},
+    "Ray": {
+        TASK: _ray(actor=False, count=1),
+        TASKS: _ray(actor=False, count=IN_FLIGHT),
+        ACTOR: _ray(actor=True, count=1),
+        ACTORS: _ray(actor=True, count=IN_FLIGHT),
+    },
+    "Dask": {
+        TASK: _dask(actor=False, count=1),
+        TASKS: _dask(actor=False, count=IN_FLIGHT),
+        ACTOR: _dask(actor=True, count=1),
+        ACTORS: _dask(actor=True, count=IN_FLIGHT),
+    },
+    "xoscar": {ACTOR: _xoscar(1), ACTORS: _xoscar(IN_FLIGHT)},
+}
+
+WORKLOADS: tuple[Workload, ...] = tuple(
+    _workload(peer, core, prepare)
+    for peer in MODULES
+    for core, prepare in {**_PREPARE[peer], START_UP: _start_up(peer)}.items()
+)

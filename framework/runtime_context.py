@@ -1,0 +1,139 @@
+"""What the running code can ask about where it runs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from framework._base.ids import ActorID, JobID, NodeID, TaskID, WorkerID
+from framework._base.resources import to_floats
+from framework._runtime.context import current_task
+from framework._runtime.current import current
+
+
+class RuntimeContext:
+    """The job, node, worker, task and actor that the calling code runs in. Ids are hexadecimal text."""
+
+    def get_job_id(self) -> str:
+        """The job's id."""
+        return current().config.job.hex()
+
+    def get_node_id(self) -> str:
+        """The id of the node that this process runs on."""
+        runtime = current()
+        if runtime.config.is_driver:
+            runtime.node_ready.result()
+        return runtime.config.node_id.hex()
+
+    def get_worker_id(self) -> str:
+        """The id of this process."""
+        return current().worker_id.hex()
+
+    def get_task_id(self) -> str | None:
+        """The id of the running task; None in a driver."""
+        context = current_task.get()
+        return context.task_id.hex() if context is not None else None
+
+    def get_task_name(self) -> str | None:
+        """The name of the running task; None in a driver."""
+        context = current_task.get()
+        return context.name if context is not None else None
+
+    def get_task_function_name(self) -> str | None:
+        """As `get_task_name`."""
+        return self.get_task_name()
+
+    def get_actor_id(self) -> str | None:
+        """The id of the actor whose code runs; None elsewhere."""
+        context = current_task.get()
+        return context.actor_id.hex() if context is not None and context.actor_id is not None else None
+
+    def get_actor_name(self) -> str | None:
+        """The name of the actor whose code runs; an empty string if it has none, None outside of actors."""
+        host = getattr(current(), "actor_host", None)
+        return None if host is None else (host._spec.get("name") or "")
+
+    @property
+    def was_current_actor_reconstructed(self) -> bool:
+        """Whether the actor whose code runs has been restarted."""
+        host = getattr(current(), "actor_host", None)
+        return host is not None and host.restarted > 0
+
+    @property
+    def current_actor(self) -> Any:
+        """A handle of the actor whose code runs. `RuntimeError` elsewhere."""
+        host = getattr(current(), "actor_host", None)
+        if host is None:
+            raise RuntimeError("current_actor is only available inside an actor")
+        from framework.actor import ActorHandle, methods_of
+
+        return ActorHandle(host.actor_id, host.class_name, methods_of(type(host.instance)), None, 0)
+
+    @property
+    def namespace(self) -> str:
+        """The namespace of the job."""
+        return current().config.namespace
+
+    def get_assigned_resources(self) -> dict[str, float]:
+        """The resources that the running task holds; empty in a driver."""
+        context = current_task.get()
+        return to_floats(context.resources) if context is not None and context.resources else {}
+
+    def get_accelerator_ids(self) -> dict[str, list[str]]:
+        """The accelerators that the running code may use, by kind."""
+        return {"GPU": [str(index) for index in gpu_ids()]}
+
+    def get_runtime_env_string(self) -> str:
+        """The runtime environment, as JSON."""
+        return "{}"
+
+    @property
+    def gcs_address(self) -> str:
+        """The address of the cluster's head."""
+        return current().session_dir
+
+    @property
+    def job_id(self) -> JobID:
+        return JobID(current().config.job)
+
+    @property
+    def node_id(self) -> NodeID:
+        return NodeID.from_hex(self.get_node_id())
+
+    @property
+    def worker_id(self) -> WorkerID:
+        return WorkerID(current().worker_id)
+
+    @property
+    def task_id(self) -> TaskID | None:
+        text = self.get_task_id()
+        return TaskID.from_hex(text) if text is not None else None
+
+    @property
+    def actor_id(self) -> ActorID | None:
+        text = self.get_actor_id()
+        return ActorID.from_hex(text) if text is not None else None
+
+    def get(self) -> dict[str, Any]:
+        """All ids in a dict."""
+        return {
+            "job_id": self.job_id,
+            "node_id": self.node_id,
+            "namespace": self.namespace,
+            "task_id": self.task_id,
+            "actor_id": self.actor_id,
+        }
+
+
+def gpu_ids() -> list[int]:
+    """Indices of the GPUs that the running task or actor may use."""
+    context = current_task.get()
+    return list(context.gpus) if context is not None and context.gpus else []
+
+
+_context = RuntimeContext()
+
+
+def get_runtime_context() -> RuntimeContext:
+    """The context of the calling code; starts a session if there is none."""
+    current()
+    return _context
