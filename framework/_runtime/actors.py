@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
@@ -33,6 +34,7 @@ class ActorClient:
 
     __slots__ = (
         "_actors",
+        "_alone",
         "actor_id",
         "class_name",
         "connection",
@@ -48,6 +50,7 @@ class ActorClient:
 
     def __init__(self, actors: Actors, actor_id: bytes, class_name: str) -> None:
         self._actors = actors
+        self._alone = threading.Lock()
         self.actor_id = actor_id
         self.class_name = class_name
         self.state = PENDING
@@ -61,19 +64,37 @@ class ActorClient:
         self.known = False  #: the head reports to us
 
     def enqueue(self, task: TaskRecord) -> None:
-        """A call takes its place in the order; it is sent when `ready` was called for it and for all before it."""
-        task.state = QUEUED if task.deps is None else task.state
+        """A call takes its place in the order; it is sent when it and all before it are `resolved`."""
         self.queue.append(task)
 
-    def ready(self, task: TaskRecord) -> None:
+    def resolved(self, task: TaskRecord) -> None:
         """Its arguments are known."""
         if self.state == DEAD:
             self._actors.runtime.submitter.fail(task, self.death())
             return
         task.state = QUEUED
-        if task not in self.queue:
-            self.queue.append(task)
         self._actors.dirty.add(self)
+
+    def send_alone(self, task: TaskRecord) -> bool:
+        """A user's thread: send a call at once, if nothing is under way that it could overtake."""
+        connection = self.connection
+        if connection is None or self.inflight or self.queue or task.template.tid not in connection.state.templates:
+            return False
+        if not self._alone.acquire(False):
+            return False
+        try:
+            if self.inflight or self.queue or self._actors.runtime.submitter.busy:
+                return False
+            task.state = SENT
+            self.inflight[task.unique] = task
+        finally:
+            self._alone.release()
+        assert task.frame is not None
+        connection.send(task.frame)
+        if self.connection is not connection:
+            # It was lost in this moment: the loop may not have seen the call.
+            self._actors.runtime.post(self._actors.rescue, self, task)
+        return True
 
     def pump(self) -> None:
         """Send what can be sent."""
@@ -90,9 +111,9 @@ class ActorClient:
                 continue
             if task.frame is None or task.state != QUEUED:
                 break
-            queue.popleft()
             task.state = SENT
-            inflight[task.unique] = task
+            inflight[task.unique] = task  # before it leaves the queue: `send_alone` must see it in one of them
+            queue.popleft()
             submitter.prepare(connection, task.template)
             connection.buffer(task.frame)
             sent = True
@@ -143,6 +164,14 @@ class Actors:
         """Send what can be sent."""
         while self.dirty:
             self.dirty.pop().pump()
+
+    def rescue(self, client: ActorClient, task: TaskRecord) -> None:
+        """A call was sent in the moment when its connection was lost: judge it as the others that were under way."""
+        if task.unique not in client.inflight or client.connection is not None:
+            return
+        if client.state == DEAD:
+            client.inflight.pop(task.unique, None)
+            self.runtime.submitter.fail(task, client.death())
 
     # ---- creation ------------------------------------------------------------------------------------
 

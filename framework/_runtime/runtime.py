@@ -310,22 +310,25 @@ class Runtime:
 
     def after_batch(self) -> None:
         """All frames of one read have been handled."""
-        self.submitter.flush_dirty()
-        if self.actors.dirty:
-            self.actors.flush()
+        self.flush()
         if self.objects.drops:
             self.objects.drain_drops()
 
     def flush_soon(self) -> None:
-        """On the loop, outside of a batch: send what has become ready."""
+        """On the loop, outside of a batch: `flush` in the next turn."""
         if not self._flush_scheduled:
             self._flush_scheduled = True
             self.loop.call_soon(self._flush)
 
     def _flush(self) -> None:
         self._flush_scheduled = False
+        self.flush()
+
+    def flush(self) -> None:
+        """On the loop: send what has become ready."""
         self.submitter.flush_dirty()
-        self.actors.flush()
+        if self.actors.dirty:
+            self.actors.flush()
 
     def _on_tick(self) -> None:
         """Dropped references cannot wake the loop (they may be dropped inside of the garbage collector): look now and

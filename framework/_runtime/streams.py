@@ -52,7 +52,7 @@ class Streams:
 
     def add(self, task: TaskRecord) -> None:
         """Any thread: a streaming task has been made."""
-        self._streams[task.entries[0].id[:TASK_ID_SIZE]] = (task.stream, task)
+        self._streams[task.entries[0].id] = (task.stream, task)
 
     # ---- from the producer (loop) --------------------------------------------------------------------
 
@@ -133,12 +133,12 @@ class Streams:
 
     def find(self, generator_ref: Any) -> StreamState | None:
         """The state of a stream that this process owns."""
-        found = self._streams.get(generator_ref._entry.id[:TASK_ID_SIZE])
+        found = self._streams.get(generator_ref._entry.id)
         return found[0] if found is not None else None
 
     def take(self, generator_ref: Any) -> Any | None:
         """The next item if it is here; gives credit back to the producer."""
-        found = self._streams.get(generator_ref._entry.id[:TASK_ID_SIZE])
+        found = self._streams.get(generator_ref._entry.id)
         return None if found is None else self._take(*found)
 
     def _take(self, stream: StreamState, task: TaskRecord) -> Any | None:
@@ -160,7 +160,7 @@ class Streams:
         """The next item; None at the end. `TimeoutError` when there is none in time."""
         if generator_ref._entry.owner is not None:
             return self._runtime.run_sync(self._next_remote(generator_ref), timeout)
-        found = self._streams.get(generator_ref._entry.id[:TASK_ID_SIZE])
+        found = self._streams.get(generator_ref._entry.id)
         if found is None:
             return None
         stream, task = found
@@ -182,7 +182,7 @@ class Streams:
         """The next item; None at the end."""
         if generator_ref._entry.owner is not None:
             return await self._runtime.await_on_loop(self._next_remote(generator_ref))
-        found = self._streams.get(generator_ref._entry.id[:TASK_ID_SIZE])
+        found = self._streams.get(generator_ref._entry.id)
         if found is None:
             return None
         stream, task = found
@@ -212,13 +212,13 @@ class Streams:
         if entry.owner is not None:
             connection = self._runtime.peers.existing(entry.owner)
             if connection is not None:
-                connection.cast(m.CLOSE_STREAM, entry.id[:TASK_ID_SIZE])
+                connection.cast(m.CLOSE_STREAM, entry.id)
             return
         self.freed(entry.id)
 
     def freed(self, object_id: bytes) -> None:
         """The last reference to a generator is gone, or it was closed (loop)."""
-        found = self._streams.pop(object_id[:TASK_ID_SIZE], None)
+        found = self._streams.pop(object_id, None)
         if found is None:
             return
         stream, task = found
@@ -239,7 +239,7 @@ class Streams:
         if connection is None:
             raise OwnerDiedError(entry.id.hex(), "the process that owns this generator has ended")
         try:
-            object_id = await connection.call(m.NEXT_ITEM, entry.id[:TASK_ID_SIZE])
+            object_id = await connection.call(m.NEXT_ITEM, entry.id)
         except ConnectionError:
             raise OwnerDiedError(entry.id.hex(), "the process that owns this generator has ended") from None
         if object_id is None:
@@ -248,8 +248,8 @@ class Streams:
         return ref
 
     def _next_item(self, connection: Connection, frame: Frame) -> None:
-        _, rid, task_id = frame
-        found = self._streams.get(task_id)
+        _, rid, generator_id = frame
+        found = self._streams.get(generator_id)
         if found is None:
             connection.reply(rid, None)
             return

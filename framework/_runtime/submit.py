@@ -57,6 +57,7 @@ class Submitter:
         self._thread = _PerThread()
         self._submitted: deque[TaskRecord] = deque()
         self._awake = False
+        self.busy = False  #: the loop is taking in what was submitted: calls that are in neither queue now are not lost
         self._keys: dict[tuple[Any, ...], KeyState] = {}
         self._keys_by_id: dict[int, KeyState] = {}
         self._registration = threading.Lock()
@@ -202,11 +203,48 @@ class Submitter:
             task.frame = self._thread.pack((m.TASK, unique, template.tid, wire, wire_kwargs, task.extra))
             task.args, task.kwargs = [], None  # the frame has them
         self.tasks[unique] = task
+        if deps is None and task.deadline is None and self._send_alone(task):
+            return task
         self._submitted.append(task)
         if not self._awake:
             self._awake = True
             runtime.wake(self._drain)
         return task
+
+    def _send_alone(self, task: TaskRecord) -> bool:
+        """Any thread: a lone task goes out from here, without a hop to the loop: an idle worker, or an idle actor, that
+        knows the template. (A burst goes through the loop, which sends many at a time.)"""
+        if self._submitted:
+            return False
+        template = task.template
+        if task.actor is not None:
+            return bool(task.actor.send_alone(task))
+        key: KeyState = template.key
+        lease = key.send_alone(task)
+        if lease is None:
+            return False
+        connection: Connection = lease.connection
+        if template.tid in connection.state.templates and not connection.closed:
+            assert task.frame is not None
+            connection.send(task.frame)
+        else:
+            self._runtime.post(self._send_first, task, lease)
+        if lease.dead:
+            self._runtime.post(self._rescue, task, lease)
+        return True
+
+    def _send_first(self, task: TaskRecord, lease: Lease) -> None:
+        if task.lease is lease and task.frame is not None:
+            self.prepare(lease.connection, task.template)
+            lease.connection.send(task.frame)
+
+    def _rescue(self, task: TaskRecord, lease: Lease) -> None:
+        """The lease ended at the moment when a user's thread put the task on it."""
+        lease.inflight.pop(task.unique, None)
+        if task.lease is lease and task.state == SENT:
+            task.lease = None
+            self.ready(task)
+            self._runtime.flush_soon()
 
     def _inherit(self, task: TaskRecord, timeout: float | None) -> None:
         context = current_task.get()
@@ -230,9 +268,11 @@ class Submitter:
     def _drain(self) -> None:
         self._awake = False
         submitted = self._submitted
+        self.busy = True
         while submitted:
             self._admit(submitted.popleft())
-        self.flush_dirty()
+        self._runtime.flush()
+        self.busy = False
 
     def _admit(self, task: TaskRecord) -> None:
         if task.cancelled is not None:
@@ -246,7 +286,7 @@ class Submitter:
             self.ready(task)
             return
         if task.actor is not None:
-            task.actor.enqueue(task)
+            task.actor.enqueue(task)  # takes its place in the order now
         missing = [entry for _, entry in task.deps if not entry.state]
         if not missing:
             self._resolve(task)
@@ -284,12 +324,16 @@ class Submitter:
         pack = self._runtime.pack
         task.frame = pack((m.TASK, task.unique, task.template.tid, task.args, task.kwargs, task.extra))
         task.args, task.kwargs = [], None
-        self.ready(task)
+        if task.actor is not None:
+            task.actor.resolved(task)
+        else:
+            self.ready(task)
 
     def ready(self, task: TaskRecord) -> None:
         """It can be sent: queue it for its actor or for a worker."""
         if task.actor is not None:
-            task.actor.ready(task)
+            task.actor.enqueue(task)
+            task.actor.resolved(task)
             return
         key: KeyState = task.template.key
         if key.infeasible is not None:
@@ -396,7 +440,7 @@ class Submitter:
         now = self._loop.time()
         node = self._runtime.node
         for key in {lease.key for lease in self._leases.values()}:
-            for lease in key.idle(now, age):
+            for lease in key.take_idle(now, age):
                 self._forget(lease)
                 if node is not None:
                     node.cast(m.LEASE_RETURN, lease.lease_id)

@@ -23,6 +23,7 @@ class Lease:
     __slots__ = (
         "blocked",
         "connection",
+        "dead",
         "gpus",
         "idle_since",
         "inflight",
@@ -50,6 +51,7 @@ class Lease:
         self.blocked = False  #: its task waits for others: it takes no new ones
         self.retiring = False  #: it takes no new tasks and ends when the last is done
         self.reclaiming = False
+        self.dead = False  #: lost or returned: whoever still puts a task on it must take it off again
         self.idle_since: float | None = now
         self.progress = now
 
@@ -61,7 +63,18 @@ class Lease:
 class KeyState:
     """The queue, the leases and the demand of one scheduling key."""
 
-    __slots__ = ("demand_sent", "env", "infeasible", "key_id", "leases", "pending", "resources", "seen", "strategy")
+    __slots__ = (
+        "demand_sent",
+        "env",
+        "free",
+        "infeasible",
+        "key_id",
+        "leases",
+        "pending",
+        "resources",
+        "seen",
+        "strategy",
+    )
 
     def __init__(
         self, key_id: int, resources: dict[str, int], env: dict[str, str] | None, strategy: list[Any] | None
@@ -72,6 +85,9 @@ class KeyState:
         self.strategy = strategy
         self.pending: deque[TaskRecord] = deque()
         self.leases: dict[int, Lease] = {}
+        #: Leases without work. Taking one out of here (one atomic step) gives the right to use it: the loop does so to
+        #: dispatch or to return it, and a user's thread to send a lone task at once, without a turn of the loop.
+        self.free: deque[Lease] = deque()
         self.seen = 0  #: grants that have arrived
         self.demand_sent = 0  #: leases that the node still owes us, as far as it was told
         self.infeasible: str | None = None
@@ -87,7 +103,11 @@ class KeyState:
         pending = self.pending
         if not pending:
             return []
-        usable = [lease for lease in self.leases.values() if not (lease.blocked or lease.retiring)]
+        usable = [
+            lease
+            for lease in self.leases.values()
+            if not (lease.blocked or lease.retiring) and (lease.inflight or self._claim(lease))
+        ]
         sends: list[tuple[Lease, TaskRecord]] = []
         if len(usable) > 1:
             usable.sort(key=_load)
@@ -100,7 +120,37 @@ class KeyState:
                 if not pending:
                     break
             usable = still_room
+        for lease in self.leases.values():
+            if lease.idle_since is not None and not lease.inflight and lease not in self.free:
+                self.release(lease)
         return sends
+
+    def _claim(self, lease: Lease) -> bool:
+        """Take an idle lease out of `free`; False when somebody else was faster."""
+        try:
+            self.free.remove(lease)
+        except ValueError:
+            return False
+        return True
+
+    def release(self, lease: Lease) -> None:
+        """It has no work (any more)."""
+        if not (lease.dead or lease.retiring or lease.blocked):
+            self.free.append(lease)
+
+    def send_alone(self, task: TaskRecord) -> Lease | None:
+        """A user's thread: put a lone task on an idle lease, if there is one."""
+        try:
+            lease = self.free.pop()
+        except IndexError:
+            return None
+        task.state = SENT
+        task.lease = lease
+        task.cost = limits.LEASE_BUDGET_US if task.template.mean_us is None else task.template.mean_us
+        lease.load = task.cost
+        lease.idle_since = None
+        lease.inflight[task.unique] = task
+        return lease
 
     def _fill(self, lease: Lease, share: int, sends: list[tuple[Lease, TaskRecord]]) -> bool:
         """Give `lease` up to `share` tasks; False when it has no room for another."""
@@ -124,6 +174,7 @@ class KeyState:
             task.lease = lease
             task.cost = cost
             lease.load += cost
+            lease.idle_since = None
             inflight[task.unique] = task
             sends.append((lease, task))
             share -= 1
@@ -141,6 +192,8 @@ class KeyState:
             if not lease.inflight:
                 lease.load = 0.0
                 lease.idle_since = now
+                if not self.pending:
+                    self.release(lease)
         task.lease = None
 
     def handed_back(self, lease: Lease, uniques: Iterable[int], now: float) -> list[TaskRecord]:
@@ -163,10 +216,13 @@ class KeyState:
         self.seen += 1
         self.demand_sent = max(0, self.demand_sent - 1)
         self.leases[lease.lease_id] = lease
+        self.free.append(lease)
 
     def lost(self, lease: Lease) -> list[TaskRecord]:
-        """The worker is gone: the tasks that were in flight, in order."""
+        """The lease is over: the tasks that were in flight, in order."""
+        lease.dead = True  # before `inflight` is read: see `Submitter.submit`
         self.leases.pop(lease.lease_id, None)
+        self._claim(lease)
         tasks = list(lease.inflight.values())
         lease.inflight.clear()
         for task in tasks:
@@ -183,12 +239,12 @@ class KeyState:
         self.demand_sent = wanted
         return wanted
 
-    def idle(self, now: float, age: float) -> list[Lease]:
-        """Leases without work for `age` seconds."""
+    def take_idle(self, now: float, age: float) -> list[Lease]:
+        """Leases without work for `age` seconds, taken out of use."""
         return [
             lease
-            for lease in self.leases.values()
-            if not lease.inflight and lease.idle_since is not None and now - lease.idle_since >= age
+            for lease in list(self.free)
+            if lease.idle_since is not None and now - lease.idle_since >= age and self._claim(lease)
         ]
 
     def stalled(self, now: float) -> list[Lease]:
