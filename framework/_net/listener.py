@@ -11,6 +11,7 @@ import struct
 from collections.abc import Callable, Mapping
 
 from framework._base import limits
+from framework._net.address import short_path
 from framework._net.connection import Connection, Frame, Handler
 from framework._wire import messages as m
 from framework.exceptions import ProtocolError
@@ -60,11 +61,10 @@ class Listener:
         self.path = path
         self._sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self._sock.setblocking(False)
-        mask = os.umask(0o177)
-        try:
-            self._sock.bind(path)
-        finally:
-            os.umask(mask)
+        with short_path(path) as address:
+            self._sock.bind(address)
+        # The directory is 0700 already; changing the umask instead would hit files that other threads create meanwhile.
+        os.chmod(path, 0o600)
         self._sock.listen(limits.LISTEN_BACKLOG)
         loop.add_reader(self._sock.fileno(), self._accept)
 
@@ -139,7 +139,8 @@ def connect_unix(path: str) -> socket.socket:
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         sock.setblocking(False)
-        sock.connect(path)
+        with short_path(path) as address:
+            sock.connect(address)
     except BaseException:
         sock.close()
         raise
