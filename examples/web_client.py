@@ -1,7 +1,7 @@
 """A bounded load on examples/web_service.py: so many requests, so many at a time, every answer checked.
 
-    python examples/web_service.py --port 8080 &
-    python examples/web_client.py --url http://127.0.0.1:8080 --requests 200 --concurrency 20
+python examples/web_service.py --port 8080 &
+python examples/web_client.py --url http://127.0.0.1:8080 --requests 200 --concurrency 20
 """
 
 from __future__ import annotations

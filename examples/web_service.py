@@ -1,11 +1,11 @@
 """A web service whose CPU work runs in worker processes, so that its event loop stays free.
 
-    GET /primes?below=100000            one number, by `await f.remote(…)`
-    GET /stream?below=100000&parts=8    one JSON line per part, each sent as soon as it is made
-    GET /health                         answers at once, whatever else is running
+GET /primes?below=100000            one number, by `await f.remote(…)`
+GET /stream?below=100000&parts=8    one JSON line per part, each sent as soon as it is made
+GET /health                         answers at once, whatever else is running
 
-    python examples/web_service.py --port 8080
-    python examples/web_service.py --self-test      serve on a free port, load it, report, exit
+python examples/web_service.py --port 8080
+python examples/web_service.py --self-test      serve on a free port, load it, report, exit
 """
 
 from __future__ import annotations

@@ -30,13 +30,10 @@ if TYPE_CHECKING:
     from framework._api import cluster_resources as cluster_resources
     from framework._api import get as get
     from framework._api import get_gpu_ids as get_gpu_ids
-    from framework._api import init as init
-    from framework._api import is_initialized as is_initialized
     from framework._api import kill as kill
     from framework._api import nodes as nodes
     from framework._api import put as put
     from framework._api import remote as remote
-    from framework._api import shutdown as shutdown
     from framework._api import wait as wait
     from framework._base.ids import ActorID as ActorID
     from framework._base.ids import JobID as JobID
@@ -46,6 +43,9 @@ if TYPE_CHECKING:
     from framework._base.ids import TaskID as TaskID
     from framework._base.ids import WorkerID as WorkerID
     from framework._base.retry import RetryPolicy as RetryPolicy
+    from framework._session import init as init
+    from framework._session import is_initialized as is_initialized
+    from framework._session import shutdown as shutdown
     from framework.actor import ActorClass as ActorClass
     from framework.actor import ActorHandle as ActorHandle
     from framework.actor import get_actor as get_actor
@@ -66,17 +66,15 @@ _WHERE = {
         "cluster_resources",
         "get",
         "get_gpu_ids",
-        "init",
-        "is_initialized",
         "kill",
         "nodes",
         "put",
         "remote",
-        "shutdown",
         "wait",
     ),
     "framework._base.ids": ("ActorID", "JobID", "NodeID", "ObjectID", "PlacementGroupID", "TaskID", "WorkerID"),
     "framework._base.retry": ("RetryPolicy",),
+    "framework._session": ("init", "is_initialized", "shutdown"),
     "framework.actor": ("ActorClass", "ActorHandle", "get_actor", "method"),
     "framework.object_ref": ("DynamicObjectRefGenerator", "ObjectRef", "ObjectRefGenerator"),
     "framework.remote_function": ("RemoteFunction",),
@@ -86,12 +84,50 @@ _WHERE = {
 _NAMES = {name: module for module, names in _WHERE.items() for name in names}
 _MODULES = ("actor", "exceptions", "runtime_context", "util", "remote_function", "object_ref", "benchmarks")
 
-__all__ = [*sorted(_NAMES), "actor", "cloudpickle", "exceptions", "runtime_context", "util"]
+__all__ = [
+    "ActorClass",
+    "ActorHandle",
+    "ActorID",
+    "DynamicObjectRefGenerator",
+    "JobID",
+    "NodeID",
+    "ObjectID",
+    "ObjectRef",
+    "ObjectRefGenerator",
+    "PlacementGroupID",
+    "RemoteFunction",
+    "RetryPolicy",
+    "TaskID",
+    "WorkerID",
+    "actor",
+    "available_resources",
+    "cancel",
+    "cloudpickle",
+    "cluster_resources",
+    "exceptions",
+    "get",
+    "get_actor",
+    "get_gpu_ids",
+    "get_runtime_context",
+    "init",
+    "is_initialized",
+    "kill",
+    "method",
+    "nodes",
+    "put",
+    "remote",
+    "runtime_context",
+    "shutdown",
+    "task_group",
+    "util",
+    "wait",
+]
 
 
 def __getattr__(name: str) -> Any:
     module = _NAMES.get(name)
     if module is not None:
+        importlib.import_module("framework._session")  # for the automatic init on first use
         value = getattr(importlib.import_module(module), name)
     elif name in _MODULES:
         value = importlib.import_module(f"framework.{name}")

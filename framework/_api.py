@@ -1,426 +1,46 @@
-"""The verbs: init, shutdown, remote, get, put, wait, cancel, kill, and questions about the cluster."""
+"""The verbs: remote, get, put, wait, cancel, kill, and questions about the cluster."""
 
 from __future__ import annotations
 
-import atexit
-import contextlib
 import inspect
 import os
-import sys
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping, Sequence
-from types import TracebackType
-from typing import Any, ParamSpec, Self, TypeVar, cast, overload
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, Unpack, cast, overload
 
-from framework._base import limits
 from framework._base import resources as res
 from framework._base.options import ActorOptions, TaskOptions
-from framework._runtime.current import current, existing, forget_shutdown, set_auto_init, set_current, start_lock
-from framework._runtime.output import OutputPrinter
+from framework._runtime.current import current
 from framework._wire import messages as m
 from framework.actor import ActorClass, ActorHandle
-from framework.exceptions import AlreadyInitializedError, FrameworkError
 from framework.object_ref import ObjectRef, ObjectRefGenerator
 from framework.remote_function import RemoteDecorator, RemoteFunction
 from framework.runtime_context import gpu_ids
 
+if TYPE_CHECKING:
+    from framework._base.keywords import RemoteKeywords
+
 P = ParamSpec("P")
 R = TypeVar("R")
-
-# ---- sessions ----------------------------------------------------------------------------------------
-
-
-class _Session:
-    """What `shutdown` has to undo."""
-
-    def __init__(self) -> None:
-        self.node: Any = None
-        self.printer: Any = None
-        self.context: Context | None = None
-        self.registered = False
-
-
-_session = _Session()
-
-
-class Context(Mapping[str, Any]):
-    """What `init` returns: facts of the session, to be used with ``with`` or ``async with``, which shut it down at the end.
-
-    As a mapping it has ``session_dir``, ``node_id``, ``job_id``, ``namespace`` and ``address``.
-    """
-
-    def __init__(self, runtime: Any, ready: bool) -> None:
-        self._runtime = runtime
-        self._ready = ready
-
-    def _facts(self) -> dict[str, Any]:
-        config = self._runtime.config
-        return {
-            "session_dir": config.session_dir,
-            "address": config.session_dir,
-            "node_id": config.node_id.hex(),
-            "job_id": config.job.hex(),
-            "namespace": config.namespace,
-            "node_ip_address": config.node_ip,
-        }
-
-    @property
-    def address_info(self) -> dict[str, Any]:
-        """All facts in a dict."""
-        return self._facts()
-
-    @property
-    def session_dir(self) -> str:
-        """The directory with the session's logs and sockets."""
-        return cast(str, self._runtime.config.session_dir)
-
-    @property
-    def dashboard_url(self) -> str:
-        """There is none yet: an empty string."""
-        return ""
-
-    def __getitem__(self, name: str) -> Any:
-        return self._facts()[name]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._facts())
-
-    def __len__(self) -> int:
-        return len(self._facts())
-
-    def disconnect(self) -> None:
-        """As `shutdown`."""
-        shutdown()
-
-    def __enter__(self) -> Self:
-        self._runtime.node_ready.result()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        shutdown()
-
-    async def __aenter__(self) -> Self:
-        import asyncio
-
-        try:
-            await asyncio.wrap_future(self._runtime.node_ready)
-        except FrameworkError as error:
-            problem = _explain(error)
-            await asyncio.to_thread(shutdown)
-            raise problem from None
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        import asyncio
-
-        await asyncio.to_thread(shutdown)
-
-    def __repr__(self) -> str:
-        return f"<framework session {self.session_dir}>"
-
-
-def init(
-    address: str | None = None,
-    *,
-    num_cpus: float | None = None,
-    num_gpus: float | None = None,
-    resources: dict[str, float] | None = None,
-    object_store_memory: int | None = None,
-    memory: float | None = None,
-    namespace: str | None = None,
-    ignore_reinit_error: bool = False,
-    log_to_driver: bool = True,
-    runtime_env: dict[str, Any] | None = None,
-    configure_logging: bool = True,
-    logging_level: int | str | None = None,
-    include_dashboard: bool | None = None,
-    local_mode: bool = False,
-    **unknown: Any,
-) -> Context:
-    """Start a session, or connect to one.
-
-    Without `address` (and without ``FRAMEWORK_ADDRESS`` in the environment) it starts a node process on this machine that ends
-    with this process. `address` is the session directory of a running node.
-
-    - `num_cpus`, `num_gpus`, `memory` (bytes), `resources`: what the new node offers; found out where not given.
-    - `namespace`: where names of actors are looked up; by default one of this job's own.
-    - `ignore_reinit_error`: return the running session instead of raising when `init` was called before.
-    - `log_to_driver`: show here what tasks print.
-
-    Blocks until the node is up (about 0.2 s), except inside of a running event loop: there the start goes on in the background,
-    ``async with init()`` waits for it, and calls made before it is done are queued.
-
-    Raises `AlreadyInitializedError` when called twice, `ConnectionFailedError` for an address where nothing answers,
-    `ValueError` or `TypeError` for arguments that make no sense, `LocalNodeDiedError` when the node cannot start.
-    """
-    _check_init(unknown, local_mode, object_store_memory, namespace)
-    with start_lock():
-        running = existing()
-        if running is not None:
-            if ignore_reinit_error and _session.context is not None:
-                return _session.context
-            if not running.config.is_driver:
-                return Context(running, True)
-            raise AlreadyInitializedError(
-                "init() was called before in this process: call shutdown() first, or pass ignore_reinit_error=True"
-            )
-        wanted = {
-            "num_cpus": num_cpus,
-            "num_gpus": num_gpus,
-            "memory": memory,
-            "resources": resources,
-        }
-        res.parse(num_cpus, num_gpus, memory, resources, default_cpus=1)  # errors before anything is started
-        address = address or os.environ.get("FRAMEWORK_ADDRESS") or None
-        context = _start(address, wanted, namespace, log_to_driver)
-    if not _in_loop():
-        try:
-            context._runtime.node_ready.result(limits.NODE_START_TIMEOUT)
-        except FrameworkError as error:
-            problem = _explain(error)
-            shutdown()
-            raise problem from None
-        except BaseException:
-            shutdown()
-            raise
-    return context
-
-
-def _check_init(
-    unknown: dict[str, Any], local_mode: bool, object_store_memory: int | None, namespace: str | None
-) -> None:
-    if unknown:
-        import difflib
-
-        name = next(iter(unknown))
-        valid = [p for p in inspect.signature(init).parameters if p != "unknown"]
-        ignored = [n for n in unknown if n.startswith("_") or n.startswith("dashboard") or n in _IGNORED]
-        if len(ignored) < len(unknown):
-            name = next(n for n in unknown if n not in ignored)
-            close = difflib.get_close_matches(name, valid, n=1)
-            hint = f"; did you mean {close[0]!r}?" if close else ""
-            raise ValueError(f"init() has no argument {name!r}{hint} Valid: {', '.join(valid)}")
-    if local_mode:
-        raise ValueError("local_mode is not supported: a session starts fast enough to be used in tests")
-    if object_store_memory is not None and (
-        isinstance(object_store_memory, bool) or not isinstance(object_store_memory, int | float) or object_store_memory <= 0
-    ):
-        raise ValueError(f"object_store_memory is a positive number of bytes, got {object_store_memory!r}")
-    if namespace is not None and (not isinstance(namespace, str) or not namespace):
-        raise ValueError(f"namespace is a non-empty str, got {namespace!r}")
-
-
-_IGNORED = frozenset({"logging_format", "log_level", "enable_resource_isolation", "labels", "job_config"})
-
-
-def _in_loop() -> bool:
-    asyncio = sys.modules.get("asyncio")
-    return asyncio is not None and asyncio._get_running_loop() is not None
-
-
-def _start(address: str | None, wanted: dict[str, Any], namespace: str | None, log_to_driver: bool) -> Context:
-    from framework import _boot
-    from framework._node.session import create_session
-    from framework._runtime.runtime import Config
-
-    forget_shutdown()
-    identity = _boot.worker_id()
-    local = address is None or address == "local"
-    session_dir = create_session(identity.hex()[:8]) if local else _session_at(cast(str, address))
-    config = Config(session_dir=session_dir, worker_id=identity, is_driver=True)
-    config.namespace = namespace or f"anonymous-{identity.hex()[:16]}"
-    config.log_to_driver = log_to_driver
-    config.job_facts = {"sys_path": _search_path(), "cwd": os.getcwd(), "namespace": config.namespace}
-    runtime = _boot.make_runtime(config)
-    if log_to_driver:
-        _session.printer = _Printer(runtime)
-    runtime.start()
-    try:
-        if local:
-            _session.node = _boot.start_local(config, runtime, wanted)
-        else:
-            _boot.connect(config, runtime)
-    except BaseException:
-        runtime.stop()
-        _session.printer = None
-        raise
-    set_current(runtime)
-    context = _session.context = Context(runtime, False)
-    if not _session.registered:
-        _session.registered = True
-        atexit.register(_at_exit)
-    return context
-
-
-def _session_at(address: str) -> str:
-    if not isinstance(address, str):
-        raise TypeError(f"address is a str, got {address!r}")
-    from framework.exceptions import ConnectionFailedError
-
-    if os.path.isdir(os.path.join(address, "sockets")):
-        return os.path.abspath(address)
-    raise ConnectionFailedError(
-        f"nothing answers at address {address!r}: it is not the directory of a running session (clusters of several machines, "
-        "with addresses host:port, are not supported yet). Without an address, init() starts a node on this machine"
-    )
-
-
-def _search_path() -> list[str]:
-    """`sys.path` as other processes can use it: the empty entry means this process's working directory."""
-    here = os.getcwd()
-    return [here if entry == "" else entry for entry in sys.path if isinstance(entry, str)]
-
-
-def _explain(error: FrameworkError) -> FrameworkError:
-    from framework._boot import startup_failure
-
-    context = _session.context
-    node = _session.node
-    if context is None or node is None:
-        return error
-    with contextlib.suppress(Exception):
-        node.process.wait(1.0)
-    return startup_failure(context.session_dir, node)
-
-
-class _Printer:
-    """Shows what workers print: lines come on the runtime's loop, and are printed by a thread, because a terminal may be
-    slow."""
-
-    def __init__(self, runtime: Any) -> None:
-        import queue
-        import threading
-        import time
-
-        from framework._state.logdedup import Deduplicator
-
-        dedup = None
-        if os.environ.get("FRAMEWORK_DEDUP_LOGS", "1") != "0":
-            window = float(os.environ.get("FRAMEWORK_DEDUP_LOGS_AGG_WINDOW_S", "5"))
-            dedup = Deduplicator(window)
-        self._clock = time.monotonic
-        self._printer = OutputPrinter(None, None, dedup, self._clock)
-        self._queue: queue.Queue[tuple[Any, ...] | None] = queue.Queue(10_000)
-        self._due: float | None = None
-        runtime.node_handlers[m.LOG_LINES] = self._lines
-        self._thread = threading.Thread(target=self._run, name="framework-output", daemon=True)
-        self._thread.start()
-
-    def _lines(self, connection: Any, frame: list[Any]) -> None:
-        import queue
-
-        with contextlib.suppress(queue.Full):
-            self._queue.put_nowait((frame[1], frame[2], [tuple(line) for line in frame[3]]))
-
-    def _run(self) -> None:
-        import queue
-
-        while True:
-            due = self._printer.tick(self._clock())
-            try:
-                item = self._queue.get(timeout=None if due is None else max(0.01, due - self._clock()))
-            except queue.Empty:
-                continue
-            if item is None:
-                self._printer.close()
-                return
-            pid, is_err, lines = item
-            self._printer.show(pid, None, is_err, lines)
-
-    def close(self) -> None:
-        """Print what is left."""
-        self._queue.put(None)
-        self._thread.join(1.0)
-
-
-def shutdown(_exiting_interpreter: bool = False) -> None:
-    """End the session: its tasks and actors, its node if this process started it. Does nothing when there is none. What
-    tasks have printed is shown first. Afterwards `init` may be called again."""
-    with start_lock():
-        runtime = existing()
-        if runtime is None:
-            set_current(None) if _is_fork() else None
-            return
-        if not runtime.config.is_driver:
-            return
-        node, printer = _session.node, _session.printer
-        _session.node = _session.printer = _session.context = None
-        runtime.closing = True
-        try:
-            _say_goodbye(runtime, node is not None)
-            if printer is not None:
-                printer.close()
-        finally:
-            set_current(None)
-            runtime.stop()
-            if node is not None:
-                node.wait()
-
-
-def _is_fork() -> bool:
-    try:
-        current()
-    except FrameworkError as error:
-        return type(error).__name__ == "ForkedProcessError"
-    return False
-
-
-def _say_goodbye(runtime: Any, stop_node: bool) -> None:
-    """Collect what was printed, drop our references, ask our node to end."""
-
-    async def farewell() -> None:
-        import asyncio
-
-        node = runtime.node
-        if node is None or node.closed:
-            return
-        if runtime.config.log_to_driver:
-            with contextlib.suppress(Exception):
-                await asyncio.wait_for(node.call(m.LOG_FLUSH), limits.SHUTDOWN_GRACE)
-        if stop_node:
-            node.cast(m.NODE_STOP, "its driver has called shutdown()")
-            node.flush()
-
-    if runtime.node_ready.done() and runtime.dead is None:
-        with contextlib.suppress(Exception):
-            runtime.run_sync(farewell(), 2 * limits.SHUTDOWN_GRACE)
-
-
-def _at_exit() -> None:
-    runtime = existing()
-    if runtime is not None:
-        shutdown()
-
-
-def is_initialized() -> bool:
-    """Whether this process has a session (a worker always has)."""
-    return existing() is not None
-
-
-def _auto_init() -> None:
-    init()
-
-
-set_auto_init(_auto_init)
 
 # ---- remote ------------------------------------------------------------------------------------------
 
 
 @overload
-def remote(target: type[R], /) -> ActorClass[R]: ...
+def remote(target: type[R], /) -> ActorClass[R]: ...  # type: ignore[overload-overlap]
 @overload
 def remote(target: Callable[P, Coroutine[Any, Any, R]], /) -> RemoteFunction[P, ObjectRef[R]]: ...
 @overload
-def remote(target: Callable[P, Iterator[R]], /) -> RemoteFunction[P, ObjectRefGenerator[R]]: ...
+def remote(  # type: ignore[overload-overlap]
+    target: Callable[P, Iterator[R]], /
+) -> RemoteFunction[P, ObjectRefGenerator[R]]: ...
 @overload
-def remote(target: Callable[P, AsyncIterator[R]], /) -> RemoteFunction[P, ObjectRefGenerator[R]]: ...
+def remote(  # type: ignore[overload-overlap]
+    target: Callable[P, AsyncIterator[R]], /
+) -> RemoteFunction[P, ObjectRefGenerator[R]]: ...
 @overload
 def remote(target: Callable[P, R], /) -> RemoteFunction[P, ObjectRef[R]]: ...
 @overload
-def remote(**options: Any) -> RemoteDecorator: ...
+def remote(**options: Unpack[RemoteKeywords]) -> RemoteDecorator: ...
 def remote(*args: Any, **options: Any) -> Any:
     """Make a function or a class remote: ``@remote``, or ``@remote(num_cpus=2, ...)``; also as a call, ``remote(f)``.
 
@@ -535,7 +155,8 @@ def wait(
 ) -> tuple[list[ObjectRef[R]], list[ObjectRef[R]]]:
     """Block until `num_returns` of `refs` are done (or failed), or `timeout` seconds have passed.
 
-    Returns (done, others): at most `num_returns` done ones, both lists in the order of `refs`. Raises `ValueError` for an
+    Returns (done, others): at most `num_returns` done ones, both lists in the order of `refs`. A generator among them is done
+    when its next item is there. Raises `ValueError` for an
     empty list, duplicates, or `num_returns` out of range; `TypeError` for what is not a list of references.
     """
     runtime = current()
@@ -557,11 +178,14 @@ def wait(
         raise TypeError(f"num_returns is an int, got {num_returns!r}")
     if not 1 <= num_returns <= len(refs):
         raise ValueError(f"num_returns must be between 1 and the number of references ({len(refs)}), got {num_returns}")
-    runtime.wait([ref._entry for ref in refs], num_returns, timeout, False, "wait")
+    entries = [
+        runtime.streams.readiness(ref._ref) if isinstance(ref, ObjectRefGenerator) else ref._entry for ref in refs
+    ]
+    runtime.wait(entries, num_returns, timeout, False, "wait")
     ready: list[ObjectRef[R]] = []
     rest: list[ObjectRef[R]] = []
-    for ref in refs:
-        if ref._entry.state and len(ready) < num_returns:
+    for ref, entry in zip(refs, entries, strict=True):
+        if entry.state and len(ready) < num_returns:
             ready.append(ref)
         else:
             rest.append(ref)

@@ -1,21 +1,20 @@
-"""The top of the house: puts the runtime together with the public classes, and starts or finds a node."""
+"""The top of the house: puts the runtime together with the public classes, and connects it to a node."""
 
 from __future__ import annotations
 
-import contextlib
-import json
+import asyncio
+import concurrent.futures
 import os
 import socket
-import subprocess
-import sys
-from typing import Any
 
 from framework._base import limits
-from framework._base.ids import NODE_ID_SIZE, WORKER_ID_SIZE, job_id_bytes
+from framework._base.ids import job_id_bytes
 from framework._net.listener import connect_unix
-from framework._runtime.runtime import Config, Runtime
+from framework._node.local import LocalNode
+from framework._runtime.runtime import Config as Config
+from framework._runtime.runtime import Runtime
 from framework._wire import messages as m
-from framework.exceptions import ConnectionFailedError, LocalNodeDiedError
+from framework.exceptions import ConnectionFailedError
 from framework.object_ref import DynamicObjectRefGenerator, ObjectRef, ref_in
 
 
@@ -30,122 +29,56 @@ def make_runtime(config: Config) -> Runtime:
     return runtime
 
 
-class LocalNode:
-    """The node process that this driver has started, and its session directory."""
+def attach(node: LocalNode, runtime: Runtime) -> None:
+    """Connect to a node process that is just starting, in the background: `runtime.node_ready` tells when it is up."""
+    runtime.config.job = job_id_bytes(1)  # the first job of a fresh session
+    runtime.config.node_id = node.node_id
 
-    def __init__(self, session_dir: str) -> None:
-        self.session_dir = session_dir
-        self.process: subprocess.Popen[bytes] | None = None
-
-    def spawn(self, resources: dict[str, Any], node_id: bytes) -> tuple[socket.socket, socket.socket]:
-        """Start the process; the sockets to its node manager and its head. They may be written to at once: what is
-        written waits until the process is up."""
-        driver, driver_theirs = socket.socketpair()
-        head, head_theirs = socket.socketpair()
-        config = {
-            "session_dir": self.session_dir,
-            "driver_fd": driver_theirs.fileno(),
-            "head_fd": head_theirs.fileno(),
-            "driver_pid": os.getpid(),
-            "node_id": node_id.hex(),
-            "resources": resources,
-        }
-        package_root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-        path = os.environ.get("PYTHONPATH")
-        env = {**os.environ, "PYTHONPATH": package_root + (os.pathsep + path if path else "")}
-        log = os.path.join(self.session_dir, "logs", "node.err")
-        try:
-            with open(log, "ab") as err:
-                self.process = subprocess.Popen(
-                    [sys.executable, "-m", "framework._node", json.dumps(config)],
-                    pass_fds=(driver_theirs.fileno(), head_theirs.fileno()),
-                    stdin=subprocess.DEVNULL,
-                    stdout=err,
-                    stderr=err,
-                    env=env,
-                    start_new_session=True,  # Ctrl-C is for the driver alone
-                )
-        except BaseException:
-            driver.close()
-            head.close()
-            raise
-        finally:
-            driver_theirs.close()
-            head_theirs.close()
-        return driver, head
-
-    def wait(self) -> None:
-        """Wait for the process to end; kill it when it does not."""
-        process = self.process
-        if process is None:
-            return
-        try:
-            process.wait(limits.SHUTDOWN_GRACE)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(limits.SHUTDOWN_GRACE)
-        except BaseException:
-            process.kill()  # a second Ctrl-C forces the way out
-            raise
-        finally:
-            from framework._node.session import sweep_session
-
-            sweep_session(self.session_dir)
-
-
-def start_local(config: Config, runtime: Runtime, resources: dict[str, Any]) -> LocalNode:
-    """Start a node process and connect to it, in the background: `runtime.node_ready` tells when it is up."""
-    node = LocalNode(config.session_dir)
-    config.job = job_id_bytes(1)  # the first job of a fresh session
-    config.node_id = os.urandom(NODE_ID_SIZE)
-    driver_sock, head_sock = node.spawn(resources, config.node_id)
-
-    def attach() -> None:
+    def on_loop() -> None:
         try:
             runtime.listen()
-            runtime.attach_node(driver_sock)
-            runtime.attach_head(head_sock).call(m.JOB_START, {"pid": os.getpid()})
+            runtime.attach_node(node.driver)
+            runtime.attach_head(node.head).call(m.JOB_START, {"pid": os.getpid()})
         except BaseException as error:
             if not runtime.node_ready.done():
                 runtime.node_ready.set_exception(error)
 
-    runtime.post(attach)
-    return node
+    runtime.post(on_loop)
 
 
-def connect(config: Config, runtime: Runtime) -> None:
-    """Connect to the node whose session directory `config` names. `ConnectionFailedError` when it is not there."""
-    sockets = os.path.join(config.session_dir, "sockets")
+def connect(runtime: Runtime) -> None:
+    """Connect to the node whose session directory the runtime's config names. `ConnectionFailedError` when it is not there
+    or does not answer."""
+    session_dir = runtime.config.session_dir
 
-    async def attach() -> None:
-        try:
-            node_sock = connect_unix(os.path.join(sockets, "node"))
-            head_sock = connect_unix(os.path.join(sockets, "head"))
-        except OSError as error:
-            raise ConnectionFailedError(
-                f"no node answers in session {config.session_dir}: {error}. Is it still running? "
-                "Without an address, init() starts a node of its own"
-            ) from None
+    async def on_loop() -> None:
+        node_sock, head_sock = _open(session_dir)
         head = runtime.attach_head(head_sock)
-        answer = await head.call(m.JOB_START, {"pid": os.getpid()})
-        config.job = job_id_bytes(answer["job"])
+        answer = await asyncio.wait_for(head.call(m.JOB_START, {"pid": os.getpid()}), limits.CONNECT_TIMEOUT)
+        runtime.config.job = job_id_bytes(answer["job"])
         runtime.listen()
         runtime.attach_node(node_sock)
 
-    runtime.run_sync(attach(), limits.CONNECT_TIMEOUT)
+    try:
+        runtime.run_sync(on_loop())
+        runtime.node_ready.result(limits.CONNECT_TIMEOUT)
+    except (TimeoutError, concurrent.futures.TimeoutError):
+        raise ConnectionFailedError(
+            f"the node in session {session_dir} does not answer within {limits.CONNECT_TIMEOUT:g} s"
+        ) from None
 
 
-def worker_id() -> bytes:
-    """A new identity for this process."""
-    return os.urandom(WORKER_ID_SIZE)
-
-
-def startup_failure(session_dir: str, node: LocalNode | None) -> LocalNodeDiedError:
-    """Why the node process did not come up, as far as it left word."""
-    text = ""
-    with contextlib.suppress(OSError):
-        with open(os.path.join(session_dir, "logs", "node.err"), errors="replace") as file:
-            text = file.read()[-4000:]
-    code = node.process.poll() if node is not None and node.process is not None else None
-    return LocalNodeDiedError(f"the node process did not start (exit code {code}). It said:\n{text or '(nothing)'}")
+def _open(session_dir: str) -> tuple[socket.socket, socket.socket]:
+    sockets = os.path.join(session_dir, "sockets")
+    try:
+        node_sock = connect_unix(os.path.join(sockets, "node"))
+        try:
+            return node_sock, connect_unix(os.path.join(sockets, "head"))
+        except BaseException:
+            node_sock.close()
+            raise
+    except OSError as error:
+        raise ConnectionFailedError(
+            f"no node answers in session {session_dir}: {error}. Is it still running? Without an address, init() starts a node "
+            "of its own"
+        ) from None

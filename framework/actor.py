@@ -6,7 +6,7 @@ import functools
 import inspect
 import os
 from collections.abc import Callable
-from typing import Any, Generic, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, Unpack, cast
 
 from framework._base.ids import ACTOR_UNIQUE_SIZE, ActorID, object_id_bytes, task_id_bytes, task_scope
 from framework._base.options import ActorOptions, MethodOptions
@@ -17,6 +17,9 @@ from framework._serial.values import decode, encode
 from framework._state.tasks import Template
 from framework._wire import messages as m
 from framework.object_ref import ObjectRef, ref_in
+
+if TYPE_CHECKING:
+    from framework._base.keywords import ActorKeywords, MethodKeywords
 
 T = TypeVar("T")
 F = TypeVar("F", bound=Callable[..., Any])
@@ -32,7 +35,7 @@ _SPECIAL = (
 )
 
 
-def method(**options: Any) -> Callable[[F], F]:
+def method(**options: Unpack[MethodKeywords]) -> Callable[[F], F]:
     """Options of one method of an actor class: ``@method(num_returns=2)``.
 
     Raises `ValueError` or `TypeError` for an option that does not exist or a value that it cannot have.
@@ -95,18 +98,20 @@ class ActorClass(Generic[T]):
         self._methods: dict[str, MethodInfo] | None = None
         self._constructor: CallSignature | None = None
         self._exported: tuple[bytes, bytes, list[Any]] | None = None
-        functools.update_wrapper(self, cls, updated=())
+        functools.update_wrapper(cast(Any, self), cls, updated=())
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        raise TypeError(
-            f"the actor class {self._name} cannot be instantiated directly: use {self._name}.remote(...), or "
-            f"{self._name}.__wrapped__(...) for a plain object"
-        )
+    if not TYPE_CHECKING:  # for type checkers a direct call is an error
+
+        def __call__(self, *args: Any, **kwargs: Any) -> Any:
+            raise TypeError(
+                f"the actor class {self._name} cannot be instantiated directly: use {self._name}.remote(...), or "
+                f"{self._name}.__wrapped__(...) for a plain object"
+            )
 
     def __mro_entries__(self, bases: tuple[Any, ...]) -> tuple[type, ...]:
         return (self._class,)
 
-    def options(self, **options: Any) -> ActorClass[T]:
+    def options(self, **options: Unpack[ActorKeywords]) -> ActorClass[T]:
         """The same class with other options. Raises `ValueError` or `TypeError` for wrong ones."""
         return ActorClass(self._class, self._options.merged(**options))
 
@@ -138,7 +143,7 @@ class ActorClass(Generic[T]):
     def _create(
         self, runtime: Any, options: ActorOptions, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> ActorHandle[T]:
-        from framework.remote_function import environment
+        from framework.remote_function import environment, strategy_key
 
         if self._exported is None:
             self._exported = dump_function(self._class, where=f"the actor class {self._name}")
@@ -149,8 +154,11 @@ class ActorClass(Generic[T]):
         wire, wire_kwargs, refs, deps = runtime.submitter.encode_args(template, args, kwargs)
         creation = runtime.objects.new(object_id_bytes(task_id_bytes(0, actor_id), 1))
         assert self._methods is not None
-        handle = ActorHandle(actor_id, self._name, self._methods, ref_in(creation, runtime), options.max_task_retries)
-        weak = ActorHandle(actor_id, self._name, self._methods, None, options.max_task_retries)
+        retries = options.max_task_retries
+        handle: ActorHandle[T] = ActorHandle(
+            actor_id, self._name, self._methods, ref_in(creation, runtime), retries
+        )
+        weak: ActorHandle[T] = ActorHandle(actor_id, self._name, self._methods, None, retries)
         spec = {
             "class_name": self._name,
             "payload": payload,
@@ -159,11 +167,13 @@ class ActorClass(Generic[T]):
             "resources": options.running_units(),
             "placement": options.placement_units(),
             "env": environment(options.runtime_env),
+            "strategy": strategy_key(options.scheduling_strategy),
             "name": options.name,
             "namespace": options.namespace or runtime.config.namespace,
             "lifetime": options.lifetime,
             "get_if_exists": bool(options.get_if_exists),
             "max_restarts": options.max_restarts,
+            "max_task_retries": retries,
             "max_concurrency": options.max_concurrency,
             "concurrency_groups": options.concurrency_groups,
             "job": job,
@@ -192,6 +202,9 @@ def _in_event_loop() -> bool:
     return asyncio._get_running_loop() is not None
 
 
+_NO_CORES: dict[str, Any] = {}  #: of a handle that is not complete yet
+
+
 class ActorHandle(Generic[T]):
     """A living actor, to call: ``handle.method.remote(...)``. Can be passed to tasks and other actors.
 
@@ -211,10 +224,13 @@ class ActorHandle(Generic[T]):
         self._methods = methods
         self._ref = ref
         self._max_task_retries = max_task_retries
-        self._cache: dict[str, ActorMethod] = {}
+        self._cores: dict[str, _MethodCore] = {}
         self._client: tuple[Any, Any] | None = None
 
     def __getattr__(self, name: str) -> ActorMethod:
+        core = self.__dict__.get("_cores", _NO_CORES).get(name)
+        if core is not None:
+            return ActorMethod(self, name, core)
         if name.startswith("_framework_") or (name.startswith("__") and name.endswith("__") and name not in _SPECIAL):
             if name not in self.__dict__.get("_methods", {}):
                 raise AttributeError(name)
@@ -225,10 +241,8 @@ class ActorHandle(Generic[T]):
                     f"the actor class {self._class_name} has no method {name!r}; it has: {', '.join(self._public_names())}"
                 )
             info = MethodInfo(None, 1, {})
-        found = ActorMethod(self, name, info)
-        self._cache[name] = found
-        self.__dict__[name] = found
-        return found
+        core = self._cores[name] = _MethodCore(info, {})
+        return ActorMethod(self, name, core)
 
     def _public_names(self) -> list[str]:
         return [name for name in self._methods if not name.startswith("_")]
@@ -266,78 +280,99 @@ class ActorHandle(Generic[T]):
         )
 
 
-class ActorMethod:
-    """A method of an actor, to call: ``handle.method.remote(...)``."""
+class _MethodCore:
+    """What is worked out once for a method with certain options. It does not know the handle: a handle that could be reached
+    from what it keeps would be collected late, and its actor end late."""
 
-    def __init__(self, handle: ActorHandle[Any], name: str, info: MethodInfo, **options: Any) -> None:
-        self._handle = handle
-        self._name = name
-        self._info = info
-        self._given = options
-        self._options = MethodOptions.parse({**info.options, **options})
-        self._prepared: tuple[Any, Template, Any, int, int] | None = None
+    __slots__ = ("given", "info", "options", "prepared")
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        raise TypeError(
-            f"the method {self._name}() of an actor cannot be called directly: use {self._name}.remote(...)"
-        )
+    def __init__(self, info: MethodInfo, given: dict[str, Any]) -> None:
+        self.info = info
+        self.given = given
+        self.options = MethodOptions.parse({**info.options, **given})
+        self.prepared: tuple[Any, Template, Any, int, int] | None = None
 
-    def options(self, **options: Any) -> ActorMethod:
-        """The same method with other options. Raises `ValueError` or `TypeError` for wrong ones."""
-        return ActorMethod(self._handle, self._name, self._info, **{**self._given, **options})
-
-    def remote(self, *args: Any, **kwargs: Any) -> Any:
-        """Submit a call; returns as `RemoteFunction.remote` does. Calls of one caller run in the order in which they were
-        made (sync actors). Raises `TypeError` when the arguments do not fit."""
-        runtime = current()
-        prepared = self._prepared
-        if prepared is None or prepared[0] is not runtime:
-            prepared = self._prepare(runtime)
-        _, template, client, retries, window = prepared
-        if self._info.signature is not None:
-            self._info.signature.check(f"{self._handle._class_name}.{self._name}", args, kwargs)
-        task = runtime.submitter.submit(
-            template,
-            args,
-            kwargs,
-            scope=self._handle._actor_id,
-            retries=retries,
-            timeout=self._options.timeout,
-            window=window,
-            actor=client,
-            keep=self._handle._ref,
-        )
-        from framework.remote_function import results_of
-
-        return results_of(runtime, task)
-
-    def _prepare(self, runtime: Any) -> tuple[Any, Template, Any, int, int]:
+    def prepare(self, runtime: Any, handle: ActorHandle[Any], name: str) -> tuple[Any, Template, Any, int, int]:
+        """First call in this session: describe the constant part of calls, or find it where another handle has."""
         from framework.remote_function import number_of_returns, retry_spec, window_of
 
-        handle, options = self._handle, self._options
-        returns = self._info.returns
+        options = self.options
+        returns = self.info.returns
         if options.num_returns is not None:
             returns = number_of_returns(options.num_returns, lambda: None)
         retries = options.max_task_retries
         if retries is None:
             retries = handle._max_task_retries
-        spec: dict[str, Any] = {"scope": task_scope(runtime.config.job, handle._actor_id), "method": self._name}
+        spec: dict[str, Any] = {"scope": task_scope(runtime.config.job, handle._actor_id), "method": name}
         if options.concurrency_group:
             spec["group"] = options.concurrency_group
         retry = retry_spec(options.retry_exceptions or False, None)
         if retry is not None:
             spec["retry"] = retry
-        name = options.name or f"{handle._class_name}.{self._name}"
-        template = runtime.submitter.template(name, returns, b"", spec, _CallOptions(retries), None)
+        shown = options.name or f"{handle._class_name}.{name}"
         client = handle._client_of(runtime)
-        self._prepared = (runtime, template, client, retries, window_of(options.generator_window))
-        return self._prepared
+        key = (name, returns, retries, options.concurrency_group, retry, shown)
+        template = client.templates.get(key)
+        if template is None:
+            template = runtime.submitter.template(shown, returns, b"", spec, _CallOptions(retries), None)
+            template = client.templates.setdefault(key, template)
+        self.prepared = (runtime, template, client, retries, window_of(options.generator_window))
+        return self.prepared
+
+
+class ActorMethod:
+    """A method of an actor, to call: ``handle.method.remote(...)``."""
+
+    __slots__ = ("_core", "_handle", "_name")
+
+    def __init__(self, handle: ActorHandle[Any], name: str, core: _MethodCore) -> None:
+        self._handle = handle
+        self._name = name
+        self._core = core
+
+    if not TYPE_CHECKING:  # for type checkers a direct call is an error
+
+        def __call__(self, *args: Any, **kwargs: Any) -> Any:
+            raise TypeError(
+                f"the method {self._name}() of an actor cannot be called directly: use {self._name}.remote(...)"
+            )
+
+    def options(self, **options: Unpack[MethodKeywords]) -> ActorMethod:
+        """The same method with other options. Raises `ValueError` or `TypeError` for wrong ones."""
+        core = self._core
+        return ActorMethod(self._handle, self._name, _MethodCore(core.info, {**core.given, **options}))
+
+    def remote(self, *args: Any, **kwargs: Any) -> Any:
+        """Submit a call; returns as `RemoteFunction.remote` does. Calls of one caller run in the order in which they were
+        made (sync actors). Raises `TypeError` when the arguments do not fit."""
+        from framework.remote_function import results_of
+
+        runtime = current()
+        core, handle = self._core, self._handle
+        prepared = core.prepared
+        if prepared is None or prepared[0] is not runtime:
+            prepared = core.prepare(runtime, handle, self._name)
+        _, template, client, retries, window = prepared
+        if core.info.signature is not None:
+            core.info.signature.check(f"{handle._class_name}.{self._name}", args, kwargs)
+        task = runtime.submitter.submit(
+            template,
+            args,
+            kwargs,
+            scope=handle._actor_id,
+            retries=retries,
+            timeout=core.options.timeout,
+            window=window,
+            actor=client,
+            keep=handle._ref,
+        )
+        return results_of(runtime, task)
 
     def __repr__(self) -> str:
         return f"<method {self._name} of {self._handle!r}>"
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return (_method_of, (self._handle, self._name, self._given))
+        return (_method_of, (self._handle, self._name, self._core.given))
 
 
 class _CallOptions:
@@ -353,6 +388,21 @@ class _CallOptions:
 def _method_of(handle: ActorHandle[Any], name: str, options: dict[str, Any]) -> ActorMethod:
     found: ActorMethod = getattr(handle, name)
     return found.options(**options) if options else found
+
+
+class ActorExit(SystemExit):
+    """Raised by `exit_actor`: let it pass."""
+
+
+def exit_actor() -> None:
+    """End the actor whose method calls this. The call, those that wait behind it and later ones fail with `ActorDiedError`; the
+    actor is not restarted.
+
+    Raises `TypeError` outside of actors.
+    """
+    if current().actor_host is None:
+        raise TypeError("exit_actor() can only be called inside of an actor: this code runs in a task or in the driver")
+    raise ActorExit(0)
 
 
 def get_actor(name: str, namespace: str | None = None) -> ActorHandle[Any]:

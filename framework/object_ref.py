@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import contextlib
 import contextvars
 from collections.abc import AsyncIterator, Callable, Generator, Iterator
 from typing import Any, Generic, TypeVar, cast
@@ -16,6 +17,10 @@ from framework._state.objects import FAILED, Entry
 from framework.exceptions import TaskCancelledError
 
 T = TypeVar("T", covariant=True)
+#: what was given to `add_done_callback`, the waiter that stands for it, and the CPUs lent meanwhile
+_Callback = tuple[
+    Callable[[Any], object], Callable[[Entry], None], contextlib.AbstractContextManager[None] | None
+]
 
 
 class ObjectRef(Generic[T]):
@@ -28,6 +33,9 @@ class ObjectRef(Generic[T]):
     """
 
     __slots__ = ("__weakref__", "_callbacks", "_entry", "_runtime")
+    _callbacks: list[_Callback]
+    _entry: Entry
+    _runtime: Any
 
     def __init__(self, binary: bytes) -> None:
         raise TypeError("references are made by .remote(), put() and generators; ObjectRef.from_binary() does not exist here")
@@ -43,11 +51,11 @@ class ObjectRef(Generic[T]):
 
     def binary(self) -> bytes:
         """The 28 bytes of the object's id."""
-        return cast(bytes, self._entry.id)
+        return self._entry.id
 
     def hex(self) -> str:
         """The object's id as 56 hexadecimal digits."""
-        return cast(str, self._entry.id.hex())
+        return self._entry.id.hex()
 
     def task_id(self) -> TaskID:
         """The task that makes the object; for a put, an id that stands for the process that put it."""
@@ -171,38 +179,50 @@ class ObjectRef(Generic[T]):
     def add_done_callback(
         self, callback: Callable[[Any], object], *, context: contextvars.Context | None = None
     ) -> None:
-        """Have ``callback(ref)`` called by the running event loop when the object is done."""
-        loop = asyncio.get_running_loop()
-        mailbox = mailbox_of(loop)
-        called = False
+        """Have ``callback(ref)`` called by the running event loop when the object is done, in `context` (by default a copy of
+        the current one)."""
+        mailbox = mailbox_of(asyncio.get_running_loop())
+        if context is None:
+            context = contextvars.copy_context()
+        # A coroutine that runs as a task waits for other tasks by this: it lends its CPUs, as by `await`.
+        lending = None if self._entry.state else self._runtime.blocked()
 
         def call() -> None:
-            nonlocal called
-            if not called:
-                called = True
-                if context is not None:
-                    context.run(callback, self)
-                else:
-                    callback(self)
+            if self._forget_callback(pair):
+                context.run(callback, self)
 
         def done(_: Entry) -> None:
             mailbox.post(call)
 
+        pair = (callback, done, lending)
         try:
-            self._callbacks.append((callback, done))
+            self._callbacks.append(pair)
         except AttributeError:
-            self._callbacks = [(callback, done)]
+            self._callbacks = [pair]
+        if lending is not None:
+            lending.__enter__()
         if self._entry.owner is not None:
             self._runtime.post(self._runtime.objects.need, self._entry)
         register(self._entry, done)
 
+    def _forget_callback(self, pair: _Callback) -> bool:
+        """Whoever takes it off the list, the call or the removal, has it to itself."""
+        try:
+            self._callbacks.remove(pair)
+        except ValueError:
+            return False
+        if pair[2] is not None:
+            pair[2].__exit__(None, None, None)
+        return True
+
     def remove_done_callback(self, callback: Callable[[Any], object]) -> int:
         """Forget that callback; returns how often it had been added."""
-        found = [pair for pair in getattr(self, "_callbacks", ()) if pair[0] == callback]
-        for pair in found:
-            self._callbacks.remove(pair)
-            unregister(self._entry, pair[1])
-        return len(found)
+        removed = 0
+        for pair in list(getattr(self, "_callbacks", ())):
+            if pair[0] == callback and self._forget_callback(pair):
+                unregister(self._entry, pair[1])
+                removed += 1
+        return removed
 
 
 def ref_of(entry: Entry) -> ObjectRef[Any]:
@@ -248,13 +268,11 @@ class ObjectRefGenerator(Generic[T]):
 
     def __next__(self) -> ObjectRef[T]:
         runtime = self._ref._runtime
-        ref = None if self._closed else runtime.streams.take(self._ref)
-        if ref is None and not self._closed:
-            if asyncio._get_running_loop() is not None:
-                stream = runtime.streams.find(self._ref)
-                if stream is None or not stream.finished:
-                    runtime.warn_blocking("next")
-            ref = runtime.streams.next_blocking(self._ref)
+        if self._closed:
+            raise StopIteration
+        if asyncio._get_running_loop() is not None and not runtime.streams.ready(self._ref):
+            runtime.warn_blocking("next")
+        ref = runtime.streams.next_blocking(self._ref)
         if ref is None:
             raise StopIteration
         return cast("ObjectRef[T]", ref)
@@ -275,14 +293,13 @@ class ObjectRefGenerator(Generic[T]):
         return next(self)
 
     def next_ready(self) -> bool:
-        """Whether the next item is here (or there will be none)."""
-        stream = self._ref._runtime.streams.find(self._ref)
-        return stream is None or bool(stream.items) or stream.finished
+        """Whether the next item is here (or there will be none). Never blocks: in a process that was handed the generator, it
+        asks the owner, and a later call knows."""
+        return self._closed or bool(self._ref._runtime.streams.ready(self._ref))
 
     def is_finished(self) -> bool:
         """Whether the producer is done and all its items were taken."""
-        stream = self._ref._runtime.streams.find(self._ref)
-        return stream is None or (stream.finished and not stream.items)
+        return self._closed or bool(self._ref._runtime.streams.ended(self._ref))
 
     def completed(self) -> ObjectRef[None]:
         """A reference that is done when the producer is."""

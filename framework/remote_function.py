@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
-from typing import Any, Generic, ParamSpec, Protocol, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Generic, ParamSpec, Protocol, TypeVar, Unpack, cast, overload
 
 from framework._base.ids import task_scope
 from framework._base.options import TaskOptions
@@ -15,6 +15,9 @@ from framework._serial.functions import dump_function
 from framework._serial.values import encode
 from framework._state.tasks import DYNAMIC, STREAMING, Template
 from framework.object_ref import ObjectRef, ObjectRefGenerator, ref_in
+
+if TYPE_CHECKING:
+    from framework._base.keywords import TaskKeywords
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -56,16 +59,18 @@ class RemoteFunction(Generic[P, Out]):
     def __init__(self, function: Callable[..., Any], options: TaskOptions) -> None:
         self._function = function
         self._options = options
-        self._name = options.name or getattr(function, "__name__", type(function).__name__)
+        self._name: str = options.name or getattr(function, "__name__", "") or type(function).__name__
         self._check = CallSignature(function).check
         self._prepared: tuple[Any, Template, bytes, int, int] | None = None
-        functools.update_wrapper(self, function)  # also lets pickle find an importable function by reference
+        functools.update_wrapper(cast(Any, self), function)  # also lets pickle find an importable function by reference
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        raise TypeError(
-            f"the remote function {self._name}() cannot be called directly: use {self._name}.remote(...), or "
-            f"{self._name}.__wrapped__(...) to run it here"
-        )
+    if not TYPE_CHECKING:  # for type checkers a direct call is an error
+
+        def __call__(self, *args: Any, **kwargs: Any) -> Any:
+            raise TypeError(
+                f"the remote function {self._name}() cannot be called directly: use {self._name}.remote(...), or "
+                f"{self._name}.__wrapped__(...) to run it here"
+            )
 
     def _signature(self, *args: P.args, **kwargs: P.kwargs) -> Out:
         """Only for type checkers: what the overloads of `remote` are matched with."""
@@ -110,7 +115,7 @@ class RemoteFunction(Generic[P, Out]):
         )
         return results_of(runtime, task)
 
-    def options(self, **options: Any) -> RemoteFunction[P, Out]:
+    def options(self, **options: Unpack[TaskKeywords]) -> RemoteFunction[P, Out]:
         """The same function with other options. Raises `ValueError` or `TypeError` for an option that does not exist or a
         value that it cannot have."""
         other: RemoteFunction[P, Out] = RemoteFunction(self._function, self._options.merged(**options))
@@ -125,7 +130,8 @@ class RemoteFunction(Generic[P, Out]):
         scope = task_scope(runtime.config.job)
         resources = options.resources_units()
         env = environment(options.runtime_env)
-        key = submitter.key(resources, env, strategy_key(options.scheduling_strategy))
+        strategy = strategy_key(options.scheduling_strategy, options.label_selector)
+        key = submitter.key(resources, env, strategy)
         spec: dict[str, Any] = {"scope": scope, "resources": resources}
         if options.max_calls:
             spec["max_calls"] = options.max_calls
@@ -192,13 +198,19 @@ def environment(runtime_env: dict[str, Any] | None) -> dict[str, str] | None:
     return (runtime_env or {}).get("env_vars") or None
 
 
-def strategy_key(strategy: object) -> list[Any] | None:
-    """A scheduling strategy as part of the scheduling key; all are the same on a single node."""
+def strategy_key(strategy: Any, label_selector: dict[str, str] | None = None) -> list[Any] | None:
+    """A scheduling strategy as the node takes it, see `NodeState.never`. `ValueError` for one that is not supported yet."""
+    if label_selector:
+        return ["labels", str(label_selector)]
     if strategy is None or strategy == "DEFAULT":
         return None
     if isinstance(strategy, str):
         return [strategy]
-    return [type(strategy).__name__, repr(strategy)]
+    if hasattr(strategy, "node_id"):
+        return ["node", strategy.node_id, bool(strategy.soft)]
+    raise ValueError(
+        f"scheduling_strategy={strategy!r} is not supported yet: use 'DEFAULT', 'SPREAD' or NodeAffinitySchedulingStrategy"
+    )
 
 
 def window_of(window: int | None) -> int:
@@ -212,13 +224,17 @@ class RemoteDecorator(Protocol):
     """What ``remote(num_cpus=...)`` returns."""
 
     @overload
-    def __call__(self, target: type[R], /) -> ActorClass[R]: ...
+    def __call__(self, target: type[R], /) -> ActorClass[R]: ...  # type: ignore[overload-overlap]
     @overload
     def __call__(self, target: Callable[P, Coroutine[Any, Any, R]], /) -> RemoteFunction[P, ObjectRef[R]]: ...
     @overload
-    def __call__(self, target: Callable[P, Iterator[R]], /) -> RemoteFunction[P, ObjectRefGenerator[R]]: ...
+    def __call__(  # type: ignore[overload-overlap]
+        self, target: Callable[P, Iterator[R]], /
+    ) -> RemoteFunction[P, ObjectRefGenerator[R]]: ...
     @overload
-    def __call__(self, target: Callable[P, AsyncIterator[R]], /) -> RemoteFunction[P, ObjectRefGenerator[R]]: ...
+    def __call__(  # type: ignore[overload-overlap]
+        self, target: Callable[P, AsyncIterator[R]], /
+    ) -> RemoteFunction[P, ObjectRefGenerator[R]]: ...
     @overload
     def __call__(self, target: Callable[P, R], /) -> RemoteFunction[P, ObjectRef[R]]: ...
 

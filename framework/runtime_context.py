@@ -44,29 +44,29 @@ class RuntimeContext:
 
     def get_actor_id(self) -> str | None:
         """The id of the actor whose code runs; None elsewhere."""
-        context = current_task.get()
-        return context.actor_id.hex() if context is not None and context.actor_id is not None else None
+        host = current().actor_host  # also for threads that the actor has started
+        return None if host is None else host.actor_id.hex()
 
     def get_actor_name(self) -> str | None:
         """The name of the actor whose code runs; an empty string if it has none, None outside of actors."""
-        host = getattr(current(), "actor_host", None)
-        return None if host is None else (host._spec.get("name") or "")
+        host = current().actor_host
+        return None if host is None else (host.name or "")
 
     @property
     def was_current_actor_reconstructed(self) -> bool:
         """Whether the actor whose code runs has been restarted."""
-        host = getattr(current(), "actor_host", None)
-        return host is not None and host.restarted > 0
+        host = current().actor_host
+        return host is not None and bool(host.restarted)
 
     @property
     def current_actor(self) -> Any:
         """A handle of the actor whose code runs. `RuntimeError` elsewhere."""
-        host = getattr(current(), "actor_host", None)
+        host = current().actor_host
         if host is None:
-            raise RuntimeError("current_actor is only available inside an actor")
+            raise RuntimeError("current_actor is only available inside an actor: this code runs in a task or in the driver")
         from framework.actor import ActorHandle, methods_of
 
-        return ActorHandle(host.actor_id, host.class_name, methods_of(type(host.instance)), None, 0)
+        return ActorHandle(host.actor_id, host.class_name, methods_of(host.cls), None, host.max_task_retries)
 
     @property
     def namespace(self) -> str:

@@ -14,6 +14,7 @@ RECV_CHUNK: Final = 256 * 1024
 SEND_CHUNK: Final = 1024 * 1024
 HELLO_TIMEOUT: Final = 5.0
 MAX_UNAUTHENTICATED: Final = 64
+ACCEPT_PAUSE: Final = 0.25  #: after a failure to accept a connection (no descriptors left)
 CONNECT_TIMEOUT: Final = 5.0
 LISTEN_BACKLOG: Final = 512
 
@@ -32,11 +33,13 @@ STALL: Final = 0.02  #: a worker silent for this long has its unstarted tasks ta
 MAX_PENDING_PER_ACTOR_CONNECTION: Final = 10_000
 
 # --- streams ---------------------------------------------------------------------------------------
+STREAM_CLOSE_GRACE: Final = 1.0  #: between asking a producer to stop at its next item and interrupting it
 STREAM_WINDOW: Final = 64  #: items that a generator task may run ahead of its consumer
 
 # --- node ------------------------------------------------------------------------------------------
 MAX_WORKERS: Final = 4_096
 WORKER_START_TIMEOUT: Final = 60.0
+WORKER_START_ATTEMPTS: Final = 3  #: processes that may die in a row while they start, before tasks fail for it
 WORKER_IDLE_TIMEOUT: Final = 1.0  #: idle workers beyond one per CPU are ended after this time
 NODE_START_TIMEOUT: Final = 60.0
 EXIT_GRACE: Final = 1.0  #: between asking a process to end and killing it
@@ -50,3 +53,12 @@ SESSIONS_KEPT: Final = 10  #: old sessions whose logs are kept
 SHUTDOWN_GRACE: Final = 2.0
 MAX_ERROR_TEXT: Final = 64 * 1024
 UNIX_PATH_MAX: Final = 100  #: sockaddr_un holds 108 bytes on Linux, 104 on macOS
+
+# --- object store ----------------------------------------------------------------------------------
+STORE_SHARE: Final = 0.3  #: of the machine's memory, where `object_store_memory` is not given
+STORE_MINIMUM: Final = 16 * 1024 * 1024
+STORE_REGION: Final = 32 * 1024 * 1024  #: what a client leases at a time for small objects
+STORE_REGION_OBJECT: Final = 2 * 1024 * 1024  #: larger ones ask for a block of their own
+STORE_POPULATE: Final = 1024 * 1024  #: blocks in memory that was never used get it all at once from this size on
+STORE_KEPT_VIEWS: Final = 1_000  #: views that a process keeps after their last use
+STORE_FULL_GRACE: Final = 10.0  #: how long a request waits for space in a full store

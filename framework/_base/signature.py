@@ -1,5 +1,5 @@
-"""Checking the arguments of a call against a signature, before the call leaves: a wrong argument is an error at the line
-that made it. Picklable, so that it travels with actor handles."""
+"""Checking the arguments of a call against a signature, before the call leaves: a wrong argument is an error
+at the line that made it. Picklable, so that it travels with actor handles."""
 
 from __future__ import annotations
 
@@ -7,11 +7,22 @@ import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
+_POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+
 
 class CallSignature:
     """What a function can be called with. `check` is fast for positional arguments."""
 
-    __slots__ = ("_keywords", "_most", "_names", "_positional", "_required", "_required_keywords", "_text", "_variadic")
+    __slots__ = (
+        "_keywords",
+        "_most",
+        "_names",
+        "_positional",
+        "_required",
+        "_required_keywords",
+        "_text",
+        "_variadic",
+    )
 
     def __init__(self, function: Callable[..., Any], *, skip_first: bool = False) -> None:
         """`skip_first`: leave out ``self``. A function without a readable signature takes anything."""
@@ -27,17 +38,14 @@ class CallSignature:
             parameters = list(inspect.signature(function).parameters.values())
         except (TypeError, ValueError):
             return
-        if skip_first and parameters and parameters[0].kind in (
-            inspect.Parameter.POSITIONAL_ONLY,
-            inspect.Parameter.POSITIONAL_OR_KEYWORD,
-        ):
+        if skip_first and parameters and parameters[0].kind in _POSITIONAL:
             parameters = parameters[1:]
         self._take(parameters)
 
     def _take(self, parameters: list[inspect.Parameter]) -> None:
         kind = inspect.Parameter
         empty = kind.empty
-        positional = [p for p in parameters if p.kind in (kind.POSITIONAL_ONLY, kind.POSITIONAL_OR_KEYWORD)]
+        positional = [p for p in parameters if p.kind in _POSITIONAL]
         has_args = any(p.kind == kind.VAR_POSITIONAL for p in parameters)
         has_kwargs = any(p.kind == kind.VAR_KEYWORD for p in parameters)
         only = [p for p in parameters if p.kind == kind.KEYWORD_ONLY]
@@ -48,14 +56,16 @@ class CallSignature:
         self._keywords = (
             None
             if has_kwargs
-            else frozenset([p.name for p in positional if p.kind != kind.POSITIONAL_ONLY] + [p.name for p in only])
+            else frozenset(
+                [p.name for p in positional if p.kind != kind.POSITIONAL_ONLY] + [p.name for p in only]
+            )
         )
         self._required_keywords = frozenset(p.name for p in only if p.default is empty)
         self._variadic = False
-        self._text = ", ".join(
-            str(p.replace(annotation=empty, default="..." if p.default is not empty else empty)).replace("'...'", "...")
-            for p in parameters
-        )
+        shown = [
+            p.replace(annotation=empty, default=empty if p.default is empty else "...") for p in parameters
+        ]
+        self._text = str(inspect.Signature(shown))[1:-1].replace("'...'", "...")
 
     def check(self, name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         """`TypeError` that names the function and the argument, when the call cannot work."""
@@ -71,18 +81,28 @@ class CallSignature:
 
     def _problem(self, count: int, kwargs: Mapping[str, Any]) -> str | None:
         if self._most is not None and count > self._most:
-            return f"takes at most {self._most} positional argument(s), but {count} were given"
-        given = set(self._names[:count])
+            most = (
+                f"at most {_counted(self._most, 'positional argument')}"
+                if self._most
+                else "no positional arguments"
+            )
+            return f"takes {most}, but {count} {'was' if count == 1 else 'were'} given"
+        by_name = self._names[self._positional :]  # what stands before can only be given by position
+        twice = set(by_name[: max(0, count - self._positional)])
         for keyword in kwargs:
-            if keyword in given and (self._keywords is None or keyword in self._keywords):
+            if keyword in twice:
                 return f"got two values for the argument {keyword!r}"
             if self._keywords is not None and keyword not in self._keywords:
-                return f"got an unexpected keyword argument {keyword!r}"
-        missing = [repr(n) for n in self._names[count : self._required] if n not in kwargs]
-        missing += [repr(n) for n in self._names[count : self._required][: max(0, self._positional - count)] if n in kwargs]
-        missing += [repr(n) for n in sorted(self._required_keywords) if n not in kwargs]
+                only = " (it can only be given by position)" if keyword in self._names else ""
+                return f"got an unexpected keyword argument {keyword!r}{only}"
+        missing = [
+            name
+            for position, name in enumerate(self._names[: self._required])
+            if position >= count and (position < self._positional or name not in kwargs)
+        ]
+        missing += sorted(self._required_keywords - kwargs.keys())
         if missing:
-            return f"misses the argument(s) {', '.join(missing)}"
+            return f"misses the argument{'s' if len(missing) > 1 else ''} {', '.join(map(repr, missing))}"
         return None
 
     def __getstate__(self) -> tuple[Any, ...]:
@@ -91,3 +111,7 @@ class CallSignature:
     def __setstate__(self, state: tuple[Any, ...]) -> None:
         for name, value in zip(self.__slots__, state, strict=True):
             setattr(self, name, value)
+
+
+def _counted(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"

@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
+from framework._base import limits
 from framework._base import resources as res
 from framework._net.connection import Connection, Frame, Handler
-from framework._state.actors import ActorDirectory, ActorRecord
+from framework._state.actors import DEAD, ActorDirectory, ActorRecord
 from framework._wire import messages as m
 
 
@@ -72,11 +73,7 @@ class HeadService:
 
     def _actor_create(self, connection: Connection, frame: Frame) -> None:
         _, rid, actor, spec = frame
-        existing = self._actors.find(spec["name"], spec["namespace"]) if spec.get("name") else None
-        if existing is not None and existing.actor_id != actor and spec.get("get_if_exists"):
-            connection.reply(rid, self._describe(existing))
-            return
-        commands = self._actors.create(actor, spec, connection)
+        commands = self._actors.create(actor, spec, connection, bool(spec.get("waiting")))
         connection.reply(rid, None)
         self._run(commands)
 
@@ -92,10 +89,16 @@ class HeadService:
     def _actor_watch(self, connection: Connection, frame: Frame) -> None:
         record = self._actors.watch(frame[1], connection)
         if record is None:
-            detail = {"text": "no such actor is known to this cluster", "error": None, "pid": 0}
-            connection.cast(m.ACTOR_STATE, frame[1], "DEAD", "", 0, detail)
+            self._loop.call_later(limits.DEATH_VERDICT_TIMEOUT, self._never_born, frame[1])
         else:
-            self._publish(connection, record)
+            self._publish(connection, record, frame[1])
+
+    def _never_born(self, actor: bytes) -> None:
+        """Nobody has told of this actor's creation."""
+        detail = {"text": "no such actor is known to this cluster", "error": None, "pid": 0}
+        for watcher in self._actors.never_born(actor):
+            if isinstance(watcher, Connection) and not watcher.closed:
+                watcher.cast(m.ACTOR_STATE, actor, DEAD, "", 0, detail)
 
     def _actor_kill(self, connection: Connection, frame: Frame) -> None:
         _, rid, actor, no_restart, reason = frame
@@ -103,9 +106,9 @@ class HeadService:
         connection.reply(rid, None)
 
     def _actor_end(self, connection: Connection, frame: Frame) -> None:
-        """The last handle is gone, or its owner asks for an orderly end."""
+        """Its creator holds no handle any more, or cannot go on with it."""
         _, actor, _incarnation, force, reason = frame
-        self._run(self._actors.kill(actor, True, reason, force=force))
+        self._run(self._actors.out_of_scope(actor, reason, force))
 
     def _actor_list(self, connection: Connection, frame: Frame) -> None:
         connection.reply(frame[1], [list(key) for key in self._actors.named(frame[2])])
@@ -122,7 +125,7 @@ class HeadService:
         for command in commands:
             word = command[0]
             if word == "publish":
-                self._publish(command[1], command[2])
+                self._publish(*command[1:])
             elif word == "place":
                 _, actor, spec, incarnation = command
                 node = self._choose_node()
@@ -142,8 +145,6 @@ class HeadService:
         return next(iter(self._nodes), None)
 
     @staticmethod
-    def _publish(watcher: Connection, record: ActorRecord) -> None:
+    def _publish(watcher: Connection, record: ActorRecord, actor: bytes) -> None:
         if not watcher.closed:
-            watcher.cast(
-                m.ACTOR_STATE, record.actor_id, record.state, record.address, record.incarnation, record.detail
-            )
+            watcher.cast(m.ACTOR_STATE, actor, record.state, record.address, record.incarnation, record.detail)

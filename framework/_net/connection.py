@@ -87,7 +87,7 @@ class Connection:
         self._handlers = handlers
         self._on_close = on_close
         self._on_batch = on_batch
-        self._decoder = Decoder(limits.MAX_FRAME)
+        self._decoder = Decoder(limits.MAX_FRAME if trusted else limits.MAX_HANDSHAKE_FRAME)
         self._out: deque[bytes] = deque()
         self._rest: memoryview | None = None
         self._lock = threading.Lock()
@@ -111,7 +111,7 @@ class Connection:
 
     def _on_readable(self) -> None:
         try:
-            data = self._sock.recv(limits.RECV_CHUNK)
+            data = self._sock.recv(limits.RECV_CHUNK if self.greeted else limits.MAX_HANDSHAKE_FRAME)
         except (BlockingIOError, InterruptedError):
             return
         except OSError as error:
@@ -123,10 +123,17 @@ class Connection:
         try:
             if not self.greeted:
                 self._received += len(data)
-                if self._received > limits.MAX_HANDSHAKE_FRAME:
+                self._take(data)
+                if self.greeted:
+                    # What came right behind HELLO may be larger than that was allowed to be.
+                    rest = self._decoder.rest()
+                    self._decoder = Decoder(limits.MAX_FRAME)
+                    self._take(rest)
+                elif self._received >= limits.MAX_HANDSHAKE_FRAME:
                     raise ProtocolError("too much data before HELLO")
-            self._take(data)
-        except ProtocolError as error:
+            else:
+                self._take(data)
+        except (ProtocolError, MemoryError) as error:
             log.warning("%s: closed after a protocol error: %s", self.name, error)
             self.close(error)
         if self._on_batch is not None:
@@ -136,7 +143,8 @@ class Connection:
         handlers = self._handlers
         check = m.check
         frames = self._decoder.feed(data)
-        while not self.closed:
+        greeted = self.greeted
+        while not self.closed and greeted == self.greeted:
             try:
                 frame = next(frames)
             except StopIteration:
@@ -311,6 +319,11 @@ class Connection:
                 future.set_exception(ConnectionFailedError(f"the connection to {self.name} was lost"))
                 future.exception()  # whoever waits gets it; nobody waiting is no news
         self._on_close(self)
+
+    @property
+    def congested(self) -> bool:
+        """Whether the peer does not take what is sent to it, for the moment: whoever can wait should."""
+        return self._writer_armed
 
     def __repr__(self) -> str:
         return f"<Connection {self.name}{' closed' if self.closed else ''}>"

@@ -57,27 +57,38 @@ class Listener:
         self._ident = ident
         self._name = name
         self._waiting: dict[Connection, asyncio.TimerHandle] = {}
+        self._paused = False
+        self._ended = False
         self.connections: set[Connection] = set()
         self.path = path
         self._sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self._sock.setblocking(False)
-        with short_path(path) as address:
-            self._sock.bind(address)
+        try:
+            with short_path(path) as address:
+                self._sock.bind(address)
+        except BaseException:
+            self._sock.close()
+            raise
         # The directory is 0700 already; changing the umask instead would hit files that other threads create meanwhile.
         os.chmod(path, 0o600)
         self._sock.listen(limits.LISTEN_BACKLOG)
         loop.add_reader(self._sock.fileno(), self._accept)
 
     def _accept(self) -> None:
-        for _ in range(64):
+        for _ in range(limits.MAX_UNAUTHENTICATED):
+            if len(self._waiting) >= limits.MAX_UNAUTHENTICATED:
+                self._pause(None)  # until one of them has said HELLO, or its time is up; others wait in the backlog
+                return
             try:
                 sock, _ = self._sock.accept()
-            except (BlockingIOError, InterruptedError):
+            except (BlockingIOError, InterruptedError, ConnectionAbortedError):
                 return
             except OSError as error:
+                # Out of descriptors, most likely. The peer is still there: without a pause this would be a busy loop.
                 log.error("%s: cannot accept: %s", self._name, error)
+                self._pause(limits.ACCEPT_PAUSE)
                 return
-            if peer_uid(sock) not in (None, os.getuid()) or len(self._waiting) >= limits.MAX_UNAUTHENTICATED:
+            if peer_uid(sock) not in (None, os.getuid()):
                 sock.close()
                 continue
             connection = Connection(
@@ -92,14 +103,32 @@ class Listener:
             self.connections.add(connection)
             self._waiting[connection] = self._loop.call_later(limits.HELLO_TIMEOUT, self._too_slow, connection)
 
+    def _pause(self, seconds: float | None) -> None:
+        if not self._paused:
+            self._paused = True
+            self._loop.remove_reader(self._sock.fileno())
+            if seconds is not None:
+                self._loop.call_later(seconds, self._resume)
+
+    def _resume(self) -> None:
+        if self._paused and not self._ended:
+            self._paused = False
+            self._loop.add_reader(self._sock.fileno(), self._accept)
+
+    def _no_longer_waits(self, connection: Connection) -> bool:
+        timer = self._waiting.pop(connection, None)
+        if timer is None:
+            return False
+        timer.cancel()
+        self._resume()
+        return True
+
     def _too_slow(self, connection: Connection) -> None:
         connection.close(ProtocolError("no HELLO in time"))
 
     def _on_hello(self, connection: Connection, frame: Frame) -> None:
-        timer = self._waiting.pop(connection, None)
-        if timer is None:
+        if not self._no_longer_waits(connection):
             raise ProtocolError("HELLO twice")
-        timer.cancel()
         _, version, kind, ident, pid, address, info = frame
         if version != limits.PROTOCOL_VERSION:
             raise ProtocolError(f"protocol version {version}, this is {limits.PROTOCOL_VERSION}")
@@ -112,14 +141,12 @@ class Listener:
 
     def _closed(self, connection: Connection) -> None:
         self.connections.discard(connection)
-        timer = self._waiting.pop(connection, None)
-        if timer is not None:
-            timer.cancel()
-        elif connection.greeted:
+        if not self._no_longer_waits(connection) and connection.greeted:
             self._on_close(connection)
 
     def close(self) -> None:
         """Stop listening, remove the socket's file and end all its connections."""
+        self._ended = True
         self._loop.remove_reader(self._sock.fileno())
         self._sock.close()
         with contextlib.suppress(OSError):

@@ -1,7 +1,7 @@
-"""The process of a node that a driver starts: head and node manager on one loop. ``python -m framework._node``.
+"""The process of a node that a driver starts: head and node manager on one loop.
 
-The first thing it does, with next to nothing imported, is to fork the zygote: so both share one interpreter start, and
-the zygote loads numpy on another core while this process loads its loop.
+It loads what node and workers both need, then forks the zygote, which goes on to load what only workers need, on another
+core, while this process begins to serve.
 """
 
 from __future__ import annotations
@@ -11,21 +11,33 @@ import os
 import socket
 import sys
 
+from framework._service.launch import close_others
+
 
 def main() -> None:
-    """Arguments: one JSON object with session_dir, driver_fd, head_fd, driver_pid, node_id and resources."""
-    config = json.loads(sys.argv[1])
+    """``sys.argv[2]``: a JSON object with session_dir, driver_fd, head_fd, driver_pid, node_id and resources."""
+    config = json.loads(sys.argv[2])
+    close_others((config["driver_fd"], config["head_fd"]))
+    # Shared by node and zygote; no threads, no loop, no numpy.
+    import logging  # noqa: F401
+
+    import framework._net.listener
+
+    try:
+        import uvloop  # noqa: F401
+    except ImportError:
+        pass
     ours, theirs = socket.socketpair()
-    # BLAS reads this once, when numpy is loaded; one thread per worker, as Ray sets it.
+    parent = os.getpid()
     zygote_pid = os.fork()
     if zygote_pid == 0:
         ours.close()
         for fd in (config["driver_fd"], config["head_fd"]):
             os.close(fd)
-        from framework._worker.__main__ import preload
+        from framework._worker.__main__ import preload, preload_libraries
         from framework._worker.zygote import run_zygote
 
-        run_zygote(theirs, preload)
+        run_zygote(theirs, preload, preload_libraries, parent)
         os._exit(0)
     theirs.close()
     from framework._head.service import HeadService

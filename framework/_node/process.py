@@ -8,6 +8,7 @@ import logging
 import os
 import signal
 import socket
+import traceback
 from collections.abc import Callable
 from typing import Any, Protocol
 
@@ -15,7 +16,7 @@ from framework._base import limits
 from framework._net.connection import Connection, Handler
 from framework._net.listener import Listener
 from framework._node.service import NodeService, default_resources
-from framework._node.session import sweep_session, sweep_stale_sessions
+from framework._node.session import open_private, sweep_session, sweep_stale_sessions
 from framework._wire import messages as m
 from framework.exceptions import ProtocolError
 
@@ -112,8 +113,13 @@ class NodeProcess:
         sock = socket.socket(fileno=fd)
         handlers = {**service.handlers, m.HELLO: on_hello}
         self._connections.append(
-            Connection(self._loop, sock, handlers, on_close=service.peer_lost, name="driver")
+            Connection(self._loop, sock, handlers, on_close=lambda c: self._driver_lost(c, service), name="driver")
         )
+
+    def _driver_lost(self, connection: Connection, service: Service) -> None:
+        service.peer_lost(connection)
+        if not connection.kind:  # it has ended before it said anything
+            self.stop("its driver has ended")
 
     def _watch_driver(self, pid: int) -> None:
         """The end of the connection tells that the driver is gone, unless a fork of it keeps the socket open: so watch the
@@ -149,6 +155,20 @@ class NodeProcess:
         for connection in self._connections:
             connection.close()
         self._loop.stop()
+        self._sweep_stale()
+
+
+def _open_log(session_dir: str) -> None:
+    fd = open_private(os.path.join(session_dir, "logs", "node.log"))
+    handler = logging.StreamHandler(os.fdopen(fd, "a"))
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    logging.basicConfig(handlers=[handler], level=logging.INFO)
+
+
+def _end_group() -> None:
+    """End what tasks have started and left behind, and this process, which leads their process group."""
+    if os.getpgrp() == os.getpid():
+        os.killpg(os.getpid(), signal.SIGKILL)
 
 
 def run_node(
@@ -158,24 +178,29 @@ def run_node(
     make_head: Callable[[asyncio.AbstractEventLoop], Service],
 ) -> None:
     """The whole life of the process. Never returns."""
-    log_path = os.path.join(config["session_dir"], "logs", "node.log")
-    logging.basicConfig(
-        filename=log_path, level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
-    )
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    with open(os.path.join(config["session_dir"], "node.pid"), "w") as file:
-        file.write(str(os.getpid()))
-    loop = new_loop()
-    asyncio.set_event_loop(loop)
-    process = NodeProcess(loop, config, make_head)
-    loop.add_signal_handler(signal.SIGTERM, process.stop, "it was asked to (SIGTERM)")
+    session_dir = config["session_dir"]
+    code = 1
     try:
+        _open_log(session_dir)
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        pid_file = open_private(os.path.join(session_dir, "node.pid"))
+        os.write(pid_file, str(os.getpid()).encode())
+        os.close(pid_file)
+        loop = new_loop()
+        asyncio.set_event_loop(loop)
+        process = NodeProcess(loop, config, make_head)
+        loop.add_signal_handler(signal.SIGTERM, process.stop, "it was asked to (SIGTERM)")
         process.start(zygote_sock, zygote_pid)
         loop.run_forever()
+        code = 0
     except BaseException:
+        traceback.print_exc()  # to node.err, from where a waiting driver takes it
         log.exception("the node process failed")
-        process.node.stop()
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(zygote_pid, signal.SIGKILL)
     finally:
         logging.shutdown()
-        sweep_session(config["session_dir"])
-        os._exit(0)
+        sweep_session(session_dir)
+        if not code:
+            _end_group()
+        os._exit(code)

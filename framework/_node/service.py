@@ -56,7 +56,8 @@ class NodeService:
         self._prestart = prestart
         self._stop = stop
         self.node_id = node_id
-        self.state = NodeState(total)
+        self.state = NodeState(total, node_id.hex())
+        self._gpu_names = gpu_names(self.state.gpus.total)
         self._head: Connection | None = None
         self._owners: dict[Connection, bytes] = {}  #: everyone who may ask for leases -> job
         self._drivers: set[Connection] = set()
@@ -180,8 +181,9 @@ class NodeService:
     # ---- leases --------------------------------------------------------------------------------------
 
     def _lease_key(self, connection: Connection, frame: Frame) -> None:
-        _, key, units, env, _strategy = frame
-        self.state.describe_key(connection, key, units, env_key(env), self._owners.get(connection, b""))
+        _, key, units, env, strategy = frame
+        job = self._owners.get(connection, b"")
+        self.state.describe_key(connection, key, units, env_key(env), job, strategy)
 
     def _lease_demand(self, connection: Connection, frame: Frame) -> None:
         self._run(self.state.demand(connection, frame[1], frame[2], frame[3]))
@@ -209,7 +211,11 @@ class NodeService:
             elif word == "run_actor":
                 self._run_actor(command[1], command[2])
             elif word == "infeasible":
-                command[1].cast(m.LEASE_INFEASIBLE, command[2], command[3])
+                command[1].cast(m.LEASE_INFEASIBLE, command[2], True, "TaskUnschedulableError", command[3])
+            elif word == "unserved":
+                _, owner, key, env, text = command
+                error = "RuntimeEnvSetupError" if env else "WorkerCrashedError"
+                owner.cast(m.LEASE_INFEASIBLE, key, False, error, text)
             elif word == "pressure":
                 command[1].cast(m.LEASE_PRESSURE)
             elif word == "actor_failed":
@@ -226,7 +232,7 @@ class NodeService:
         worker = allocation.worker
         assert worker is not None
         self._set_active(worker.worker_id)
-        gpus = [index for index, _ in allocation.gpu_shares]
+        gpus = [self._gpu_names[index] for index, _ in allocation.gpu_shares]
         owner.cast(m.LEASE_GRANT, key, allocation.lease_id, worker.worker_id, worker.address, gpus)
 
     # ---- processes -----------------------------------------------------------------------------------
@@ -280,20 +286,21 @@ class NodeService:
             return
         worker_id = process.worker_id
         self._processes.pop(worker_id, None)
-        detail = describe_exit(status)
+        end = describe_exit(status)
         if process.reason:
-            detail = f"{process.reason} ({detail})"
-        detail = f"worker process {pid} {detail}" if not process.reason else f"worker process {pid}: {detail}"
+            end = f"{process.reason} ({end})"
+        detail = f"worker process {pid}{':' if process.reason else ''} {end}"
         self._deliver(self._logs.forget(worker_id))
         known = worker_id in self.state.workers
         if not known:
             self._run(self.state.start_failed(process.env, f"{detail} while it was starting"))
         allocation, commands = self.state.worker_gone(worker_id)
         if process.actor is not None and self._head is not None:
-            self._actor_specs.pop(process.actor, None)
+            if self._actor_specs.get(process.actor, (None, -1))[1] == process.incarnation:
+                del self._actor_specs[process.actor]  # (its next incarnation may wait for a place already)
             self._head.cast(m.ACTOR_GONE, process.actor, process.incarnation, detail, process.intended)
         elif allocation is not None and allocation.actor is None and not allocation.owner.closed:
-            allocation.owner.cast(m.LEASE_LOST, allocation.lease_id, self._running_task(worker_id), detail)
+            allocation.owner.cast(m.LEASE_LOST, allocation.lease_id, self._running_task(worker_id), pid, end)
         self._run(commands)
 
     def _running_task(self, worker_id: bytes) -> int:
@@ -377,7 +384,7 @@ class NodeService:
 
     def _actor_place(self, connection: Connection, frame: Frame) -> None:
         _, actor, spec, incarnation = frame
-        text = self.state.never(spec["placement"])
+        text = self.state.never(spec["placement"], spec.get("strategy"))
         if text is not None:
             error = ["ActorUnschedulableError", f"the actor {spec['class_name']} can never be placed: {text}"]
             connection.cast(m.ACTOR_PLACED, actor, incarnation, b"", "", 0, [2, 2, *error])
@@ -396,7 +403,7 @@ class NodeService:
         spec, incarnation = found
         process.actor, process.incarnation = actor, incarnation
         self._set_active(worker.worker_id)
-        gpus = [index for index, _ in allocation.gpu_shares]
+        gpus = [self._gpu_names[index] for index, _ in allocation.gpu_shares]
         worker.peer.cast(m.ACTOR_RUN, actor, spec, gpus, incarnation)
 
     def _actor_up(self, connection: Connection, frame: Frame) -> None:
@@ -425,7 +432,7 @@ class NodeService:
         for worker in list(self.state.workers.values()):
             if worker.state == ACTOR and worker.allocation is not None and worker.allocation.actor == actor:
                 process = self._processes.get(worker.worker_id)
-                if process is None:
+                if process is None or 0 <= incarnation != process.incarnation:
                     continue
                 if force:
                     self._end_worker(worker.worker_id, reason, intended=False)
@@ -472,6 +479,14 @@ def default_resources(
         except (ValueError, OSError):
             memory = 0
     return res.parse(num_cpus, num_gpus, memory, custom or {}, default_cpus=num_cpus)
+
+
+def gpu_names(count: int) -> list[int | str]:
+    """What CUDA_VISIBLE_DEVICES calls the GPUs of this node: numbers from 0, unless the variable itself restricts this
+    process to some (numbers, or ids such as ``GPU-8932f937``)."""
+    parts = [part.strip() for part in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")]
+    names: list[int | str] = [int(part) if part.isdigit() else part for part in parts if part and part != "-1"]
+    return names[:count] if len(names) >= count else list(range(count))
 
 
 def visible_gpus() -> int:

@@ -8,20 +8,28 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 import stat
-import tempfile
 import time
+from collections.abc import Iterable
 
 from framework._base import limits
 
 
 def sessions_root() -> str:
-    """The directory of all sessions of this user: created with mode 0700; `PermissionError` when it belongs to someone
-    else or is open to others."""
-    base = os.environ.get("FRAMEWORK_TMPDIR") or tempfile.gettempdir()
-    root = os.path.join(base, f"framework-{os.getuid()}")
-    os.makedirs(root, mode=0o700, exist_ok=True)
+    """The directory of all sessions of this user, created with mode 0700.
+
+    `PermissionError` when it belongs to someone else, OSError when it cannot be made."""
+    base = os.environ.get("FRAMEWORK_TMPDIR") or _temporary()
+    root = os.path.join(os.path.abspath(base), f"framework-{os.getuid()}")
+    try:
+        os.makedirs(root, mode=0o700, exist_ok=True)
+    except OSError as error:
+        raise type(error)(
+            error.errno,
+            f"no directory for sessions can be made here ({error.strerror}): set FRAMEWORK_TMPDIR to a directory that can be "
+            "written to",
+            root,
+        ) from None
     found = os.lstat(root)
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid():
         raise PermissionError(f"{root} is not a directory of this user: set FRAMEWORK_TMPDIR to another place")
@@ -30,34 +38,79 @@ def sessions_root() -> str:
     return root
 
 
+def _temporary() -> str:
+    """As `tempfile.gettempdir`, which takes long to load, in the usual cases."""
+    base = os.environ.get("TMPDIR") or "/tmp"
+    if os.access(base, os.W_OK | os.X_OK) and os.path.isdir(base):
+        return base
+    import tempfile
+
+    return tempfile.gettempdir()
+
+
 def create_session(unique: str) -> str:
     """Make the directories of a new session; `unique` (hexadecimal) tells two apart that start at once."""
     name = time.strftime("session-%Y%m%d-%H%M%S-") + f"{os.getpid()}-{unique}"
     path = os.path.join(sessions_root(), name)
-    os.mkdir(path, 0o700)
-    os.mkdir(os.path.join(path, "sockets"), 0o700)
-    os.mkdir(os.path.join(path, "logs"), 0o700)
+    try:
+        os.mkdir(path, 0o700)
+        os.mkdir(os.path.join(path, "sockets"), 0o700)
+        os.mkdir(os.path.join(path, "logs"), 0o700)
+    except OSError as error:
+        sweep_session(path)
+        raise type(error)(
+            error.errno,
+            f"the session directory cannot be made ({error.strerror}): set FRAMEWORK_TMPDIR to a directory that can be written "
+            "to",
+            path,
+        ) from None
     return path
 
 
+def open_private(path: str, flags: int = os.O_WRONLY | os.O_APPEND | os.O_CREAT) -> int:
+    """A descriptor of a file that only this user may read, whatever the umask."""
+    return os.open(path, flags | os.O_CLOEXEC, 0o600)
+
+
 def sweep_session(path: str) -> None:
-    """The session is over: its sockets go, and empty logs; the directory too, if nothing is left in it."""
-    shutil.rmtree(os.path.join(path, "sockets"), ignore_errors=True)
-    with contextlib.suppress(OSError):
-        os.unlink(os.path.join(path, "node.pid"))
-    logs = os.path.join(path, "logs")
-    with contextlib.suppress(OSError):
-        for entry in os.scandir(logs):
-            with contextlib.suppress(OSError):
-                if entry.stat(follow_symlinks=False).st_size == 0:
-                    os.unlink(entry.path)
-    for directory in (logs, path):
+    """The session is over: its sockets go, and empty logs; the directory too, if nothing is left in it. Never raises.
+
+    Loads no modules: at the exit of an interpreter that is not safe (`shutil`, of all things, makes Python forget that it ends
+    because of Ctrl-C)."""
+    sockets, logs = os.path.join(path, "sockets"), os.path.join(path, "logs")
+    _remove(entry.path for entry in _entries(sockets) if not entry.is_dir(follow_symlinks=False))
+    _remove([os.path.join(path, "node.pid")])
+    _remove(entry.path for entry in _entries(logs) if _is_empty(entry))
+    for directory in (sockets, logs, path):
         with contextlib.suppress(OSError):
             os.rmdir(directory)
 
 
+def _entries(path: str) -> list[os.DirEntry[str]]:
+    try:
+        with os.scandir(path) as entries:
+            return list(entries)
+    except OSError:
+        return []
+
+
+def _is_empty(entry: os.DirEntry[str]) -> bool:
+    try:
+        return not entry.stat(follow_symlinks=False).st_size
+    except OSError:
+        return False
+
+
+def _remove(paths: Iterable[str]) -> None:
+    for path in paths:
+        with contextlib.suppress(OSError):
+            os.unlink(path)
+
+
 def sweep_stale_sessions(keep: int = limits.SESSIONS_KEPT) -> None:
     """Clean up after sessions that could not do it themselves (kill -9), and remove the oldest logs."""
+    import shutil
+
     root = sessions_root()
     finished = []
     for entry in os.scandir(root):

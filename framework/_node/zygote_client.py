@@ -11,13 +11,12 @@ import contextlib
 import os
 import signal
 import socket
-import subprocess
-import sys
 from collections.abc import Callable
 from typing import Any
 
 import msgpack
 
+from framework._service.launch import command, spawn
 from framework._state.node import EnvKey
 
 LOAD_TIME_VARIABLES = ("OMP_", "OPENBLAS_", "MKL_", "BLIS_", "NUMEXPR_", "VECLIB_", "PYTHON", "LD_", "MALLOC_", "NUMPY_")
@@ -108,22 +107,17 @@ class Zygote:
 
 
 def spawn_zygote(env: EnvKey) -> tuple[socket.socket, int]:
-    """Start a zygote in a fresh interpreter with these variables set from the beginning."""
+    """Start a zygote in a fresh interpreter with these variables set from the beginning. OSError if that fails."""
     ours, theirs = socket.socketpair()
     try:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "framework._worker", str(theirs.fileno())],
-            env={**os.environ, **dict(env)},
-            pass_fds=(theirs.fileno(),),
-            stdin=subprocess.DEVNULL,
-        )
+        argv = command("framework._worker.__main__", str(theirs.fileno()), str(os.getpid()))
+        child = spawn(argv, env={**os.environ, **dict(env)}, keep=(theirs.fileno(),))
     except BaseException:
         ours.close()
         raise
     finally:
         theirs.close()
-    process.returncode = 0  # reaped by `Zygote.reap`, not by subprocess
-    return ours, process.pid
+    return ours, child.pid  # reaped by `Zygote.reap`
 
 
 def describe_exit(status: int) -> str:

@@ -34,23 +34,29 @@ class ActorClient:
 
     __slots__ = (
         "_actors",
-        "_alone",
+        "_handover",
         "actor_id",
         "class_name",
         "connection",
         "creation",
+        "detached",
+        "draining",
         "error",
         "incarnation",
         "inflight",
+        "kept",
         "known",
         "lost_connection",
         "queue",
         "state",
+        "templates",
+        "text",
     )
 
     def __init__(self, actors: Actors, actor_id: bytes, class_name: str) -> None:
         self._actors = actors
-        self._alone = threading.Lock()
+        #: held by whoever puts calls in flight from outside of the loop, and by the loop when it takes them all out again
+        self._handover = threading.Lock()
         self.actor_id = actor_id
         self.class_name = class_name
         self.state = PENDING
@@ -62,39 +68,59 @@ class ActorClient:
         self.error: BaseException | None = None
         self.creation: Entry | None = None  #: done when its constructor is; freed when the last handle is gone
         self.known = False  #: the head reports to us
+        self.detached = False
+        self.draining: Connection | None = None  #: to a process that has ended: what it has still answered is being read
+        self.kept: list[Any] | None = None  #: references in the arguments of its constructor, in the process that made it
+        self.text = "the reason is not known"  #: why it was restarted
+        self.templates: dict[tuple[Any, ...], Any] = {}  #: of its methods, shared by all handles in this process
 
     def enqueue(self, task: TaskRecord) -> None:
         """A call takes its place in the order; it is sent when it and all before it are `resolved`."""
-        self.queue.append(task)
+        if self.state == DEAD:
+            self._actors.runtime.submitter.fail(task, self.death())
+        else:
+            self.queue.append(task)
 
     def resolved(self, task: TaskRecord) -> None:
         """Its arguments are known."""
-        if self.state == DEAD:
-            self._actors.runtime.submitter.fail(task, self.death())
-            return
-        task.state = QUEUED
-        self._actors.dirty.add(self)
+        if task.state != FINISHED:
+            task.state = QUEUED
+            self._actors.dirty.add(self)
 
     def send_alone(self, task: TaskRecord) -> bool:
         """A user's thread: send a call at once, if nothing is under way that it could overtake."""
         connection = self.connection
         if connection is None or self.inflight or self.queue or task.template.tid not in connection.state.templates:
             return False
-        if not self._alone.acquire(False):
+        if not self._handover.acquire(False):
             return False
         try:
-            if self.inflight or self.queue or self._actors.runtime.submitter.busy:
+            # In this order: a call on its way leaves `busy` for the queue, and the queue for what is in flight. Looked at the
+            # other way round, it could slip past.
+            busy = self._actors.runtime.submitter.busy
+            if busy or self.queue or self.inflight or self.connection is not connection:
                 return False
+            frame = task.frame
+            assert frame is not None
             task.state = SENT
             self.inflight[task.unique] = task
         finally:
-            self._alone.release()
-        assert task.frame is not None
-        connection.send(task.frame)
-        if self.connection is not connection:
-            # It was lost in this moment: the loop may not have seen the call.
-            self._actors.runtime.post(self._actors.rescue, self, task)
+            self._handover.release()
+        # If the connection is lost from here on, the loop knows of the call and judges it with all others in flight.
+        connection.send(frame)
         return True
+
+    def disconnect(self) -> None:
+        """No call leaves any more."""
+        with self._handover:
+            self.connection = None
+
+    def take_inflight(self) -> list[TaskRecord]:
+        """Disconnect and take all calls out that had been sent."""
+        with self._handover:
+            self.connection = None
+            tasks, self.inflight = list(self.inflight.values()), {}
+        return tasks
 
     def pump(self) -> None:
         """Send what can be sent."""
@@ -140,6 +166,7 @@ class Actors:
         self.dirty: set[ActorClient] = set()
         self._clients: dict[bytes, ActorClient] = {}
         self._creations: dict[bytes, ActorClient] = {}
+        self._draining: set[ActorClient] = set()
         self.head_handlers = {m.ACTOR_STATE: self._state}
 
     def client(self, actor_id: bytes, class_name: str) -> ActorClient:
@@ -165,14 +192,6 @@ class Actors:
         while self.dirty:
             self.dirty.pop().pump()
 
-    def rescue(self, client: ActorClient, task: TaskRecord) -> None:
-        """A call was sent in the moment when its connection was lost: judge it as the others that were under way."""
-        if task.unique not in client.inflight or client.connection is not None:
-            return
-        if client.state == DEAD:
-            client.inflight.pop(task.unique, None)
-            self.runtime.submitter.fail(task, client.death())
-
     # ---- creation ------------------------------------------------------------------------------------
 
     def create(
@@ -187,6 +206,7 @@ class Actors:
         client = ActorClient(self, actor_id, spec["class_name"])
         client.known = True
         client.creation = creation
+        client.detached = spec["lifetime"] == "detached"
         creation.task = client
         self._clients[actor_id] = client
         self._creations[creation.id] = client
@@ -196,15 +216,17 @@ class Actors:
         self, client: ActorClient, spec: dict[str, Any], deps: list[tuple[Any, Entry]], refs: list[Any] | None
     ) -> None:
         missing = {id(entry): entry for _, entry in deps if not entry.state}
-
-        def arrived(entry: Entry) -> None:
-            missing.pop(id(entry), None)
-            if not missing or entry.state == FAILED:
-                self._register(client, spec, deps, refs)
-
         if not missing:
             self._register(client, spec, deps, refs)
             return
+        # Announce it, so that its name is taken, and others who get a handle learn that it is to come.
+        self._tell_head(client, {**spec, "payload": b"", "args": [], "kwargs": None, "waiting": True})
+
+        def arrived(entry: Entry) -> None:
+            if missing.pop(id(entry), None) is not None and (not missing or entry.state == FAILED):
+                missing.clear()
+                self._register(client, spec, deps, refs)
+
         for entry in list(missing.values()):
             self.runtime.objects.need(entry)
             register(entry, arrived)
@@ -212,14 +234,12 @@ class Actors:
     def _register(
         self, client: ActorClient, spec: dict[str, Any], deps: list[tuple[Any, Entry]], refs: list[Any] | None
     ) -> None:
-        if client.state == DEAD or spec.get("registered"):
+        """The arguments of its constructor are there: it can be started."""
+        if client.state == DEAD:
             return
-        spec["registered"] = True
         for place, entry in deps:
             if entry.state == FAILED:
-                entry.seen = True
-                wire = self.runtime.objects.wire(entry)
-                self._dead(client, {"text": "an argument of its constructor has failed", "error": wire})
+                self._argument_failed(client, entry)
                 return
             value = entry.value
             if values.wire_size(value) > limits.INLINE_LIMIT or values.nested_refs(value):
@@ -228,26 +248,32 @@ class Actors:
                 spec["args"][place] = value
             else:
                 spec["kwargs"][place] = value
+        client.kept = refs  # the head may start it again with the same arguments
+        self._tell_head(client, spec)
+
+    def _argument_failed(self, client: ActorClient, entry: Entry) -> None:
+        entry.seen = True
+        text = "an argument of its constructor has failed"
+        head = self.runtime.connect_head()
+        if head is not None:
+            # For others who have its handle.
+            reason = f"{text}: {error_from_wire(self.runtime.objects.wire(entry))}"
+            head.cast(m.ACTOR_END, client.actor_id, 0, True, reason)
+        self._dead(client, {"text": text, "error": self.runtime.objects.wire(entry)})
+
+    def _tell_head(self, client: ActorClient, spec: dict[str, Any]) -> None:
         head = self.runtime.connect_head()
         if head is None:
             self._dead(client, {"text": "the head of the cluster cannot be reached"})
             return
-        if refs:
-            # The head may start it again with the same arguments, as long as the actor lives.
-            self._kept(client, refs)
         future = head.call(m.ACTOR_CREATE, client.actor_id, spec)
         future.add_done_callback(lambda f: self._created(client, f))
-
-    @staticmethod
-    def _kept(client: ActorClient, refs: list[Any]) -> None:
-        if client.creation is not None:
-            client.creation.contained = refs
 
     def _created(self, client: ActorClient, future: Any) -> None:
         if future.cancelled():
             return
         error = future.exception()
-        if error is not None:
+        if error is not None and client.state != DEAD:
             client.error = error if isinstance(error, FrameworkError) else FrameworkError(str(error))
             self._dead(client, {"text": str(error)})
 
@@ -265,13 +291,15 @@ class Actors:
             self._connect(client, address)
         elif state == RESTARTING:
             client.state = RESTARTING
-            client.connection = None
-            self._fail_inflight(client, detail or {})
+            client.text = (detail or {}).get("text") or client.text
+            self._drain(client)
         elif state == DEAD:
             self._dead(client, detail or {})
         self.runtime.flush_soon()
 
     def _connect(self, client: ActorClient, address: str) -> None:
+        if client.draining is not None:
+            self._judge(client)
         connection = self.runtime.peers.connect(address)
         client.connection = connection
         if connection is None:
@@ -280,37 +308,62 @@ class Actors:
         if client.creation is not None and not client.creation.state:
             self.runtime.objects.complete(client.creation, None)
 
-    def _fail_inflight(self, client: ActorClient, detail: dict[str, Any]) -> None:
-        tasks, client.inflight = list(client.inflight.values()), {}
-        text = detail.get("text") or "its process has ended"
+    def _drain(self, client: ActorClient) -> None:
+        """Its process has ended. What it has still answered is read first; then the calls without an answer are judged."""
+        connection = client.connection
+        client.disconnect()
+        if client.draining is None:
+            client.draining = connection
+        if client.draining is None or client.draining.closed or not client.inflight:
+            self._judge(client)
+        else:
+            self._draining.add(client)
+            self.runtime.loop.call_later(limits.EXIT_GRACE, self._drained, client, client.draining)
+
+    def _drained(self, client: ActorClient, connection: Connection) -> None:
+        if client.draining is connection:
+            self._judge(client)
+
+    def _judge(self, client: ActorClient) -> None:
+        client.draining = None
+        self._draining.discard(client)
+        tasks = client.take_inflight()
         again = []
         for task in tasks:
-            if task.cancelled is None and task.retries:
+            if client.state == DEAD:
+                self.runtime.submitter.lost(task, client.death())
+            elif task.cancelled is None and task.retries:
                 task.retries -= task.retries > 0
                 task.state = QUEUED
+                if task.stream is not None:
+                    task.stream.restart()
                 again.append(task)
             else:
                 error = ActorUnavailableError(
-                    f"the call {task.template.name}() may or may not have run: its actor is being restarted after {text}",
+                    f"the call {task.template.name}() may or may not have run: its actor is being restarted because its process "
+                    f"has ended ({client.text}). With max_task_retries such calls are made again",
                     actor_id=client.actor_id.hex(),
                 )
-                self.runtime.submitter.fail(task, error)
+                self.runtime.submitter.lost(task, error)
         client.queue.extendleft(reversed(again))
 
     def _dead(self, client: ActorClient, detail: dict[str, Any]) -> None:
         client.state = DEAD
-        client.connection = None
+        client.kept = None
         if client.error is None:
             client.error = self._death(client, detail)
-        calls = [*client.inflight.values(), *client.queue]
-        client.inflight = {}
-        client.queue = deque()
+        calls, client.queue = client.queue, deque()
+        creation = client.creation
+        if creation is not None and (calls or client.inflight or detail.get("error") is None):
+            creation.seen = True  # the error was or will be seen by callers, or is no news
+        self._drain(client)
         for task in calls:
-            self.runtime.submitter.fail(task, client.error)
-        if client.creation is not None:
-            if calls or detail.get("error") is None:
-                client.creation.seen = True  # the error was or will be seen by callers, or is no news
-            self.runtime.objects.fail(client.creation, client.error)
+            self.runtime.submitter.lost(task, client.error)
+        if creation is None or creation.id not in self._creations:
+            # Handles that are here keep it; for those to come, the head remembers.
+            self._clients.pop(client.actor_id, None)
+        if creation is not None:
+            self.runtime.objects.fail(creation, client.error)
 
     @staticmethod
     def _death(client: ActorClient, detail: dict[str, Any]) -> BaseException:
@@ -328,9 +381,11 @@ class Actors:
 
     def peer_lost(self, connection: Connection) -> None:
         """A connection to a worker is gone: if actors lived there, the head will say what became of them."""
-        for client in self._clients.values():
-            if client.connection is connection:
-                client.connection = None
+        for client in {*self._clients.values(), *self._draining}:
+            if client.draining is connection:
+                self._judge(client)
+            elif client.connection is connection:
+                client.disconnect()
                 client.lost_connection = True
                 self.runtime.loop.call_later(limits.DEATH_VERDICT_TIMEOUT, self._no_verdict, client, client.incarnation)
 
@@ -345,11 +400,16 @@ class Actors:
         client = self._creations.pop(creation_id, None)
         if client is None:
             return
-        self._clients.pop(client.actor_id, None)
-        if client.state != DEAD:
-            head = self.runtime.head
-            if head is not None and not head.closed:
-                head.cast(m.ACTOR_END, client.actor_id, client.incarnation, False, "its last handle has gone out of scope")
+        client.creation = None
+        if not client.detached:
+            client.kept = None
+        if client.state == DEAD:
+            self._clients.pop(client.actor_id, None)
+            return
+        # The client stays until the actor is dead: handles that were found by name may still be in use.
+        head = self.runtime.head
+        if head is not None and not head.closed:
+            head.cast(m.ACTOR_END, client.actor_id, client.incarnation, False, "its last handle has gone out of scope")
 
     def head_lost(self, error: BaseException) -> None:
         """No head, no actors."""

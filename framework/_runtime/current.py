@@ -5,9 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable
-from typing import TYPE_CHECKING
-
-from framework.exceptions import ForkedProcessError, NotInitializedError
+from typing import TYPE_CHECKING, cast
 
 if TYPE_CHECKING:
     from framework._runtime.runtime import Runtime
@@ -22,16 +20,31 @@ class _Current:
         self.lock = threading.RLock()
         self.auto_init: Callable[[], object] | None = None
         self.was_shut_down = False
+        self.abandoned: list[Runtime] = []  #: of our parent, after a fork: never finalized, it shares descriptors with ours
+
+    def forked(self) -> None:
+        """In a forked child: whoever held the lock is not here."""
+        self.lock = threading.RLock()
 
 
 _current = _Current()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_current.forked)
 
 
 def set_current(runtime: Runtime | None) -> None:
     """Install (or, with None, remove) the runtime of this process."""
     _current.was_shut_down = runtime is None and _current.runtime is not None
+    if is_fork():
+        _current.was_shut_down = False
+        _current.abandoned.append(cast("Runtime", _current.runtime))
     _current.runtime = runtime
     _current.pid = os.getpid()
+
+
+def is_fork() -> bool:
+    """Whether the runtime here is that of the process from which this one was forked."""
+    return _current.runtime is not None and _current.pid != os.getpid()
 
 
 def set_auto_init(function: Callable[[], object]) -> None:
@@ -53,12 +66,10 @@ def current() -> Runtime:
     runtime = _current.runtime
     if runtime is not None:
         if runtime.pid != os.getpid():
-            raise ForkedProcessError(
-                f"this process (pid {os.getpid()}) is a fork of one that is connected (pid {runtime.pid}) and cannot use its "
-                "connections: use remote tasks instead of os.fork or multiprocessing's fork, start the child with "
-                "multiprocessing's 'spawn' method, or call framework.shutdown() and framework.init() in the child"
-            )
+            raise _forked_error(runtime)
         return runtime
+    from framework.exceptions import NotInitializedError
+
     if _current.was_shut_down:
         raise NotInitializedError("the framework was shut down in this process: call framework.init() again first")
     if _current.auto_init is None:
@@ -69,6 +80,16 @@ def current() -> Runtime:
         runtime = _current.runtime
     assert runtime is not None
     return runtime
+
+
+def _forked_error(runtime: Runtime) -> Exception:
+    from framework.exceptions import ForkedProcessError
+
+    return ForkedProcessError(
+        f"this process (pid {os.getpid()}) is a fork of one that is connected (pid {runtime.pid}) and cannot use its "
+        "connections: use remote tasks instead of os.fork or multiprocessing's fork, start the child with multiprocessing's "
+        "'spawn' method, or call framework.init() in the child to start a session of its own"
+    )
 
 
 def start_lock() -> threading.RLock:

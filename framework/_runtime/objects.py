@@ -11,6 +11,7 @@ Custody. Whoever hands a reference on keeps its own until the receiver is known 
 
 from __future__ import annotations
 
+import functools
 import threading
 from collections import deque
 from collections.abc import Callable
@@ -38,9 +39,10 @@ class Objects:
         self._count_lock = threading.Lock()
         self._held: dict[tuple[Connection, int, int], list[Any]] = {}
         self._provisional: set[Entry] = set()
-        self._registering = 0
-        self._unborrow_later: list[Entry] = []
-        self._after_registering: list[Callable[[], None]] = []
+        self._registrations = 0  #: begun so far
+        self._registering: dict[int, None] = {}  #: numbers of those without an answer, the oldest first
+        self._after_registering: deque[tuple[int, Callable[[], object]]] = deque()
+        self._unregistered: deque[Entry] = deque()  #: arrived outside of tasks: to be registered in the loop's next turn
         self.handlers = {
             m.FETCH: self._fetch,
             m.BORROW: self._borrow,
@@ -67,11 +69,11 @@ class Objects:
                 return self.table.add(entry)
             entry = Entry(object_id, owner)
             self.table.add(entry)
-        if self._runtime.in_task():
-            entry.provisional = True
-            self._provisional.add(entry)
-        else:
-            self._runtime.post(self._register, [entry])
+        # From now on until its owner knows of us, no reply and no release leaves that could end somebody else's custody.
+        self._provisional.add(entry)
+        if not self._runtime.in_task():
+            self._unregistered.append(entry)
+            self._runtime.post(self._register_new)
         return entry
 
     def new(self, object_id: bytes) -> Entry:
@@ -131,34 +133,39 @@ class Objects:
     def drain_drops(self) -> None:
         """Take in the references that were collected since last time."""
         drops = self.drops
+        if drops and self._unregistered:
+            self._register_new()
         while drops:
-            batch = []
+            batch: list[Entry] = []
             with self._count_lock:
                 while drops and len(batch) < 10_000:
                     batch.append(drops.popleft())
                 gone = self.table.dropped(batch)
                 free = [entry for entry in gone if self.table.free(entry)]
+            borrowed = []
             for entry in free:
-                self._freed(entry)
+                if entry.owner is None:
+                    self._freed(entry)
+                    continue
+                self._runtime.streams.freed(entry.id)
+                self._provisional.discard(entry)
+                if entry.registered:
+                    borrowed.append(entry)
+            if borrowed:
+                self._when_registered(functools.partial(self._send_unborrows, borrowed))
 
     def _freed(self, entry: Entry) -> None:
-        if entry.owner is not None:
-            self._provisional.discard(entry)
-            if entry.registered:
-                self._unborrow_later.append(entry)
-                self._send_unborrows()
-            return
+        """Nobody holds this object of ours any more."""
         self._runtime.entry_freed(entry)
         entry.value = None if entry.state == READY else entry.value
 
-    def _send_unborrows(self) -> None:
-        if self._registering or not self._unborrow_later:
-            return
+    def _send_unborrows(self, gone: list[Entry]) -> None:
         by_owner: dict[str, list[bytes]] = {}
-        for entry in self._unborrow_later:
+        for entry in gone:
             assert entry.owner is not None
-            by_owner.setdefault(entry.owner, []).append(entry.id)
-        self._unborrow_later = []
+            again = self.table.get(entry.id)
+            if again is None or not again.registered:  # else it has come back meanwhile, and its owner heard that first
+                by_owner.setdefault(entry.owner, []).append(entry.id)
         for owner, ids in by_owner.items():
             connection = self._runtime.peers.existing(owner)
             if connection is not None:
@@ -169,26 +176,35 @@ class Objects:
     def register_provisional(self, then: Callable[[], None]) -> bool:
         """A task ends. If it leaves references behind that it borrowed, tell their owners and call `then` when they
         know; False, and `then` is not called, when there are none (any thread may ask)."""
-        if not self._provisional:
+        if not self._provisional and not self._registering:
             return False
         self._runtime.post(self._register_kept, then)
         return True
 
+    def _register_new(self) -> None:
+        new = []
+        while self._unregistered:
+            new.append(self._unregistered.popleft())
+        self._register(new)
+
     def _register_kept(self, then: Callable[[], None]) -> None:
+        self._register_new()
         self.drain_drops()
-        kept = [entry for entry in list(self._provisional) if entry.local > 0]
-        self._provisional.clear()
-        self._register(kept)
+        self._register([entry for entry in list(self._provisional) if entry.local > 0])
+        self._when_registered(then)
+
+    def _when_registered(self, then: Callable[[], object]) -> None:
+        """Call `then` when the registrations that are under way now have been answered (not those that begin later: in a busy
+        process there always is one)."""
         if self._registering:
-            self._after_registering.append(then)
+            self._after_registering.append((self._registrations, then))
         else:
             then()
 
     def _register(self, entries: list[Entry]) -> None:
         by_owner: dict[str, list[Entry]] = {}
         for entry in entries:
-            entry.provisional = False
-            if not entry.registered and entry.owner is not None:
+            if not entry.registered and entry.owner is not None and self.table.get(entry.id) is entry:
                 entry.registered = True
                 by_owner.setdefault(entry.owner, []).append(entry)
         for owner, group in by_owner.items():
@@ -196,12 +212,15 @@ class Objects:
             if connection is None:
                 self._owner_lost(group, owner)
                 continue
-            self._registering += 1
+            self._registrations += 1
+            self._registering[self._registrations] = None
             future = connection.call(m.BORROW, [entry.id for entry in group])
-            future.add_done_callback(lambda f, g=group, o=owner: self._registered(f, g, o))
+            future.add_done_callback(functools.partial(self._registered, self._registrations, group, owner))
+        # Last, because threads look at it first and at `_registering` second.
+        self._provisional.difference_update(entries)
 
-    def _registered(self, future: Any, group: list[Entry], owner: str) -> None:
-        self._registering -= 1
+    def _registered(self, number: int, group: list[Entry], owner: str, future: Any) -> None:
+        del self._registering[number]
         if future.cancelled() or future.exception() is not None:
             self._owner_lost(group, owner)
         else:
@@ -209,11 +228,10 @@ class Objects:
             for entry in group:
                 if entry.id in unknown and not entry.state:
                     self.fail(entry, ObjectLostError(entry.id.hex(), "It has been freed by its owner"))
-        if not self._registering:
-            waiting, self._after_registering = self._after_registering, []
-            for then in waiting:
-                then()
-            self._send_unborrows()
+        oldest = next(iter(self._registering), self._registrations + 1)
+        waiting = self._after_registering
+        while waiting and waiting[0][0] < oldest:
+            waiting.popleft()[1]()
 
     def need(self, entry: Entry, value_wanted: bool = True) -> None:
         """Somebody waits for a borrowed object: ask its owner for it."""
@@ -320,7 +338,7 @@ class Objects:
                 connection.cast(m.RELEASE_HELD, unique, index)
 
         # `complete` posted the registration before this, so it is under way when this runs.
-        self._runtime.post(lambda: self._after_registering.append(release) if self._registering else release())
+        self._runtime.post(self._when_registered, release)
 
 
 def _copy_of(error: BaseException) -> BaseException:

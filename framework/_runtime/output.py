@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import queue
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterable
-from typing import TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 from framework._state.logdedup import Deduplicator, Output
+from framework._wire import messages as m
+
+if TYPE_CHECKING:
+    from framework._runtime.runtime import Runtime
 
 CYAN = "\x1b[36m"
 GREEN = "\x1b[32m"
@@ -115,3 +123,64 @@ def _write(stream: TextIO, text: str) -> None:
         stream.flush()
     except Exception:
         pass
+
+
+BATCHES_WAITING = 1_000  #: batches of lines that wait for a slow terminal; beyond, lines are counted, not shown
+CLOSE_GRACE = 1.0  #: seconds that the terminal gets to take the last lines
+
+
+class LogPrinter:
+    """Shows what workers print: lines come on the runtime's loop, and are printed by a thread of their own, because a terminal
+    may be slow. What it cannot take is left out, and the number of lines left out is said."""
+
+    def __init__(self, runtime: Runtime) -> None:
+        dedup = None
+        if os.environ.get("FRAMEWORK_DEDUP_LOGS", "1") != "0":
+            dedup = Deduplicator(_window())
+        self._printer = OutputPrinter(None, None, dedup, time.monotonic)
+        self._queue: queue.Queue[tuple[Any, ...] | None] = queue.Queue(BATCHES_WAITING)
+        self._logs = os.path.join(runtime.session_dir, "logs")
+        self._left_out = 0
+        runtime.node_handlers[m.LOG_LINES] = self._lines
+        self._thread = threading.Thread(target=self._run, name="framework-output", daemon=True)
+        self._thread.start()
+
+    def _lines(self, connection: object, frame: list[Any]) -> None:
+        lines = [tuple(line) for line in frame[3]]
+        try:
+            if self._left_out:
+                self._queue.put_nowait((0, True, [("framework", self._notice())]))
+                self._left_out = 0
+            self._queue.put_nowait((frame[1], frame[2], lines))
+        except queue.Full:
+            self._left_out += len(lines)
+
+    def _notice(self) -> str:
+        return f"[{self._left_out} lines are not shown, because they came faster than this output takes them: see {self._logs}]"
+
+    def _run(self) -> None:
+        while True:
+            due = self._printer.tick(time.monotonic())
+            try:
+                item = self._queue.get(timeout=None if due is None else max(0.01, due - time.monotonic()))
+            except queue.Empty:
+                continue
+            if item is None:
+                self._printer.close()
+                return
+            pid, is_err, lines = item
+            self._printer.show(pid, None, is_err, lines)
+
+    def close(self) -> None:
+        """Print what is left, as far as the output takes it."""
+        with contextlib.suppress(queue.Full):
+            self._queue.put(None, timeout=CLOSE_GRACE)
+        self._thread.join(CLOSE_GRACE)
+
+
+def _window() -> float:
+    """Seconds in which repeated lines count as one; what cannot be understood is ignored."""
+    try:
+        return float(os.environ.get("FRAMEWORK_DEDUP_LOGS_AGG_WINDOW_S", "5"))
+    except ValueError:
+        return 5.0

@@ -117,6 +117,7 @@ class Runtime:
         self.node: Connection | None = None
         self.head: Connection | None = None
         self.dead: BaseException | None = None
+        self.actor_host: Any = None  #: the actor that lives in this process
         self.node_facts: dict[str, Any] = {}
         self.closing = False
         self.objects = Objects(self)
@@ -218,8 +219,9 @@ class Runtime:
     def _node_lost(self, connection: Connection) -> None:
         if self.closing:
             return
+        what = "has died" if self.node_ready.done() else "did not start"
         error = LocalNodeDiedError(
-            "the node process of this session has died: nothing more can run. Call framework.shutdown() and "
+            f"the node process of this session {what}: nothing more can run. Call framework.shutdown() and "
             f"framework.init() to start anew; its log is in {self.session_dir}/logs"
         )
         self.dead = error
@@ -462,7 +464,11 @@ class Runtime:
         if place in self._warned_blocking or len(self._warned_blocking) > 1000:
             return
         self._warned_blocking.add(place)
-        form = {"get": "`await ref` (or `await asyncio.gather(*refs)`)", "wait": "`await asyncio.wait(refs)`"}
+        form = {
+            "get": "`await ref` (or `await asyncio.gather(*refs)`)",
+            "wait": "`await asyncio.wait(refs)`",
+            "next": "`async for ref in generator`",
+        }
         warnings.warn_explicit(
             f"blocking {what}() inside a running event loop stops everything else on that loop, at {place[0]}:{place[1]}; use "
             f"{form.get(what, 'the await form')} instead",
@@ -512,10 +518,14 @@ class Runtime:
         waiter = FutureWaiter(mailbox_of(loop), future)
         register(entry, waiter)
         try:
-            await future
-        except asyncio.CancelledError:
-            unregister(entry, waiter)
-            raise
+            if self.on_blocked is None:
+                await future
+            else:
+                with self.blocked():
+                    await future
+        finally:
+            if not entry.state:
+                unregister(entry, waiter)
 
     def callback(self, entry: Entry, function: Callable[[], object]) -> None:
         """Any thread: call `function` in a thread for callbacks when the object is done."""
@@ -545,7 +555,7 @@ class Runtime:
             return
         task = entry.task
         if task is not None and hasattr(task, "template"):
-            self.submitter.cancel(task, force, recursive, "it was cancelled by cancel()")
+            self.submitter.cancel(task, force, recursive, "cancel() was called for it")
             self.after_batch()
 
     def _cancel_ref(self, connection: Connection, frame: Frame) -> None:

@@ -2,6 +2,9 @@
 
 A stream lives as long as the reference that stands for its task (`ObjectRefGenerator` holds it): when the last one goes,
 here or in another process, the producer is stopped.
+
+A process that was handed a generator has a `_Mirror` of it: it asks the owner for one item per consumer that waits, and what
+comes for a consumer that has given up is for the next.
 """
 
 from __future__ import annotations
@@ -11,13 +14,14 @@ import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from framework._base import limits
 from framework._base.ids import TASK_ID_SIZE, object_id_bytes
 from framework._net.connection import Connection, Frame
-from framework._runtime.waiters import FutureWaiter, mailbox_of
+from framework._runtime.waiters import FutureWaiter, ThreadWaiter, mailbox_of
 from framework._serial import values
 from framework._state.objects import Entry
 from framework._state.streams import StreamState
-from framework._state.tasks import DYNAMIC, TaskRecord
+from framework._state.tasks import DYNAMIC, SENT, TaskRecord
 from framework._wire import messages as m
 from framework.exceptions import OwnerDiedError
 
@@ -26,19 +30,21 @@ if TYPE_CHECKING:
 
 FIRST_ITEM_INDEX = 2  #: index 1 is the generator itself
 
+Waiter = Callable[[Any], object]
 
-class _Wait:
-    """Somebody waits for the next item: called by the loop when something has changed."""
 
-    __slots__ = ("lock",)
+class _Mirror:
+    """A stream of another process."""
 
-    def __init__(self) -> None:
-        self.lock = threading.Lock()
-        self.lock.acquire()
+    __slots__ = ("asked", "error", "id", "owner", "stream")
 
-    def __call__(self, _: object) -> None:
-        if self.lock.locked():
-            self.lock.release()
+    def __init__(self, entry: Entry) -> None:
+        assert entry.owner is not None
+        self.id = entry.id
+        self.owner: str = entry.owner
+        self.stream = StreamState(-1)
+        self.asked = 0  #: calls for an item that are on their way
+        self.error: BaseException | None = None  #: why there are no more
 
 
 class Streams:
@@ -48,6 +54,7 @@ class Streams:
         self._runtime = runtime
         self._lock = threading.Lock()
         self._streams: dict[bytes, tuple[StreamState, TaskRecord]] = {}
+        self._mirrors: dict[bytes, _Mirror] = {}
         self.handlers = {m.NEXT_ITEM: self._next_item, m.CLOSE_STREAM: self._close_stream}
 
     def add(self, task: TaskRecord) -> None:
@@ -59,17 +66,19 @@ class Streams:
     def arrived(self, task: TaskRecord, connection: Connection, index: int, value: Any) -> None:
         """An item has come."""
         stream: StreamState = task.stream
-        if index < stream.arrived:
-            # A second attempt makes them again: these were counted already.
-            self._send_credit(task, 1)
-            return
-        if stream.closed:
-            return
-        entry, ref = self._item(task, index)
-        stream.add(index, ref)
-        self._runtime.objects.complete(entry, value)
-        if type(value) is list and values.nested_refs(value):
-            self._runtime.objects.release_when_registered(connection, task.unique, index + FIRST_ITEM_INDEX)
+        nested = type(value) is list and bool(values.nested_refs(value))
+        if stream.expects(index):
+            entry, ref = self._item(task, index)
+            stream.add(index, ref)
+            self._runtime.objects.complete(entry, value)
+            if nested:
+                self._runtime.objects.release_when_registered(connection, task.unique, index + FIRST_ITEM_INDEX)
+        else:
+            stream.add(index, None)  # made again by a second attempt, or no longer wanted
+            if nested:
+                connection.cast(m.RELEASE_HELD, task.unique, index + FIRST_ITEM_INDEX)
+        if index == 0:
+            self._send_credit(task)
         self._wake(stream)
 
     def _item(self, task: TaskRecord, index: int) -> tuple[Entry, Any]:
@@ -85,6 +94,7 @@ class Streams:
         completion = task.entries[0]
         if task.template.returns == DYNAMIC:
             items = list(stream.items)
+            stream.items.clear()
             encoded = values.encode(self._runtime.dynamic_class(items))
             self._runtime.objects.complete(completion, encoded.wire)
         else:
@@ -94,18 +104,18 @@ class Streams:
     def failed(self, task: TaskRecord, error: Any) -> None:
         """It has raised: the error takes the place of the next item."""
         stream: StreamState = task.stream
-        objects = self._runtime.objects
         completion = task.entries[0]
-        if task.template.returns != DYNAMIC:
+        if task.template.returns == DYNAMIC:
+            stream.items.clear()
+        else:
             completion.seen = True
-        if not stream.closed and not stream.finished and task.template.returns != DYNAMIC:
-            entry, ref = self._item(task, stream.arrived)
-            stream.add(stream.arrived, ref)
-            self._set(entry, error)
+            if not stream.closed and not stream.finished:
+                entry, ref = self._item(task, stream.arrived)
+                stream.add(stream.arrived, ref)
+                self._set(entry, error)
         stream.finished = True
         self._runtime.submitter.settle(task)
         self._set(completion, error)
-        objects.drain_drops()
         self._wake(stream)
 
     def _set(self, entry: Entry, error: Any) -> None:
@@ -115,158 +125,223 @@ class Streams:
             self._runtime.objects.complete(entry, error)
 
     def _wake(self, stream: StreamState) -> None:
-        with self._lock:
-            waiters, stream.waiters = stream.waiters, []
-        for waiter in waiters:
-            waiter(None)
+        if stream.waiters:
+            with self._lock:
+                waiters, stream.waiters = stream.waiters, []
+            for waiter in waiters:
+                waiter(None)
 
-    def _send_credit(self, task: TaskRecord, credits: int) -> None:
+    def _send_credit(self, task: TaskRecord) -> None:
+        """What is due is worked out here, on the loop, where it is known which attempt the producer is in."""
+        with self._lock:
+            due = task.stream.credits_due()
+        connection = self._producer_of(task) if due else None
+        if connection is not None:
+            connection.cast(m.CREDIT, task.unique, due)
+
+    @staticmethod
+    def _producer_of(task: TaskRecord) -> Connection | None:
         connection = None
         if task.lease is not None:
             connection = task.lease.connection
         elif task.actor is not None:
             connection = task.actor.connection_of(task)
-        if connection is not None and not connection.closed:
-            connection.cast(m.CREDIT, task.unique, credits)
+        return connection if connection is not None and not connection.closed else None
 
     # ---- to the consumer (any thread) ----------------------------------------------------------------
 
-    def find(self, generator_ref: Any) -> StreamState | None:
-        """The state of a stream that this process owns."""
-        found = self._streams.get(generator_ref._entry.id)
-        return found[0] if found is not None else None
+    def _find(self, generator_ref: Any) -> tuple[StreamState | None, TaskRecord | _Mirror | None]:
+        entry: Entry = generator_ref._entry
+        found = self._streams.get(entry.id)
+        if found is not None:
+            return found
+        if entry.owner is None:
+            return None, None
+        with self._lock:
+            mirror = self._mirrors.get(entry.id)
+            if mirror is None:
+                mirror = self._mirrors[entry.id] = _Mirror(entry)
+        return mirror.stream, mirror
 
-    def take(self, generator_ref: Any) -> Any | None:
-        """The next item if it is here; gives credit back to the producer."""
-        found = self._streams.get(generator_ref._entry.id)
-        return None if found is None else self._take(*found)
-
-    def _take(self, stream: StreamState, task: TaskRecord) -> Any | None:
+    def _take(self, stream: StreamState, source: TaskRecord | _Mirror | None) -> Any | None:
         with self._lock:
             ref = stream.take()
-            due = stream.credits_due() if ref is not None else 0
-        if due:
-            self._runtime.post(self._send_credit, task, due)
+        if isinstance(source, _Mirror):
+            if ref is None and stream.ended and source.error is not None:
+                raise source.error
+        elif ref is not None and source is not None:
+            if stream.window >= 0 and (stream.taken - stream.granted) * 2 >= stream.window:
+                self._runtime.post(self._send_credit, source)
         return ref
 
-    def _listen(self, stream: StreamState, waiter: Callable[[object], None]) -> None:
+    def _listen(self, stream: StreamState, source: TaskRecord | _Mirror | None, waiter: Waiter) -> None:
         """Register first, then look: see `Entry`."""
         with self._lock:
             stream.waiters.append(waiter)
         if stream.items or stream.finished or stream.closed:
             waiter(None)
+        elif isinstance(source, _Mirror):
+            self._runtime.post(self._ask, source)
 
-    def next_blocking(self, generator_ref: Any, timeout: float | None = None) -> Any | None:
-        """The next item; None at the end. `TimeoutError` when there is none in time."""
-        if generator_ref._entry.owner is not None:
-            return self._runtime.run_sync(self._next_remote(generator_ref), timeout)
-        found = self._streams.get(generator_ref._entry.id)
-        if found is None:
-            return None
-        stream, task = found
-        deadline = None if timeout is None else self._runtime.clock() + timeout
-        while True:
-            ref = self._take(stream, task)
+    def _forget(self, stream: StreamState, waiter: Waiter) -> None:
+        with self._lock:
+            if waiter in stream.waiters:
+                stream.waiters.remove(waiter)
+
+    def ready(self, generator_ref: Any) -> bool:
+        """Whether the next item is here, or there will be none. A generator of another process is asked: look again later."""
+        stream, source = self._find(generator_ref)
+        if stream is None or stream.items or stream.ended:
+            return True
+        if isinstance(source, _Mirror):
+            self._runtime.post(self._ask, source, 1)
+        return False
+
+    def ended(self, generator_ref: Any) -> bool:
+        """Whether there is no next item and never will be one."""
+        stream, _ = self._find(generator_ref)
+        return stream is None or stream.ended
+
+    def readiness(self, generator_ref: Any) -> Entry:
+        """An entry of no object, which is done when the next item is here or there will be none: for `wait`."""
+        entry = Entry(generator_ref._entry.id)
+        stream, source = self._find(generator_ref)
+        if stream is None or stream.items or stream.ended:
+            self._runtime.objects.complete(entry, None)
+        else:
+            self._listen(stream, source, lambda _: self._runtime.post(self._runtime.objects.complete, entry, None))
+        return entry
+
+    def next_blocking(self, generator_ref: Any) -> Any | None:
+        """The next item; None at the end. Blocks this thread."""
+        stream, source = self._find(generator_ref)
+        while stream is not None:
+            ref = self._take(stream, source)
             if ref is not None:
                 return ref
-            if (stream.finished and not stream.items) or stream.closed:
-                return self._take(stream, task)
-            wait = _Wait()
-            self._listen(stream, wait)
-            remaining = -1.0 if deadline is None else max(0.0, deadline - self._runtime.clock())
-            with self._runtime.blocked():
-                if not wait.lock.acquire(timeout=remaining):
-                    raise TimeoutError("no item in time")
+            if stream.ended:
+                return self._take(stream, source)
+            waiter = ThreadWaiter((), 0, False)
+            self._listen(stream, source, waiter)
+            try:
+                with self._runtime.blocked():
+                    waiter.wait(None)
+            finally:
+                self._forget(stream, waiter)
+        return None
 
     async def next_async(self, generator_ref: Any) -> Any | None:
-        """The next item; None at the end."""
-        if generator_ref._entry.owner is not None:
-            return await self._runtime.await_on_loop(self._next_remote(generator_ref))
-        found = self._streams.get(generator_ref._entry.id)
-        if found is None:
-            return None
-        stream, task = found
-        loop = asyncio.get_running_loop()
-        while True:
-            ref = self._take(stream, task)
+        """The next item; None at the end. On any loop."""
+        stream, source = self._find(generator_ref)
+        while stream is not None:
+            ref = self._take(stream, source)
             if ref is not None:
                 return ref
-            if (stream.finished and not stream.items) or stream.closed:
-                return self._take(stream, task)
+            if stream.ended:
+                return self._take(stream, source)
+            loop = asyncio.get_running_loop()
             future: asyncio.Future[None] = loop.create_future()
             waiter = FutureWaiter(mailbox_of(loop), future)
-            self._listen(stream, waiter)  # type: ignore[arg-type]
+            self._listen(stream, source, waiter)
             try:
-                await future
-            except asyncio.CancelledError:
-                with self._lock:
-                    if waiter in stream.waiters:
-                        stream.waiters.remove(waiter)
-                raise
+                with self._runtime.blocked():
+                    await future
+            finally:
+                self._forget(stream, waiter)
+        return None
+
+    # ---- the end -------------------------------------------------------------------------------------
 
     def close(self, generator_ref: Any) -> None:
-        """No more items are wanted: the producer is stopped."""
+        """Any thread: no more items are wanted: the producer is stopped."""
         self._runtime.post(self._close, generator_ref._entry)
 
     def _close(self, entry: Entry) -> None:
-        if entry.owner is not None:
-            connection = self._runtime.peers.existing(entry.owner)
-            if connection is not None:
-                connection.cast(m.CLOSE_STREAM, entry.id)
+        if entry.owner is None:
+            self.freed(entry.id)
             return
+        connection = self._runtime.peers.connect(entry.owner)
+        if connection is not None:
+            connection.cast(m.CLOSE_STREAM, entry.id)
         self.freed(entry.id)
 
     def freed(self, object_id: bytes) -> None:
-        """The last reference to a generator is gone, or it was closed (loop)."""
+        """Loop: the last reference to a generator in this process is gone, or it was closed."""
+        mirror = self._mirrors.pop(object_id, None)
+        if mirror is not None:
+            self._discard(mirror.stream)
         found = self._streams.pop(object_id, None)
         if found is None:
             return
         stream, task = found
-        if task.template.returns == DYNAMIC and not stream.closed and not stream.finished:
-            # Its items belong to a value that nobody wants: let it run, as any task whose result is dropped.
-            return
+        self._discard(stream)
+        if not stream.finished:
+            self._runtime.submitter.cancel(task, False, False, "closed")
+            self._runtime.loop.call_later(limits.STREAM_CLOSE_GRACE, self._interrupt, task)
+
+    def _discard(self, stream: StreamState) -> None:
         stream.closed = True
         stream.items.clear()
         self._wake(stream)
-        if not stream.finished:
-            self._runtime.submitter.cancel(task, False, False, "closed")
 
-    # ---- streams of other processes ------------------------------------------------------------------
+    def _interrupt(self, task: TaskRecord) -> None:
+        """The producer was told to stop at its next `yield` and has not come to one: as `cancel` does."""
+        connection = self._producer_of(task)
+        if task.state == SENT and connection is not None:
+            connection.cast(m.CANCEL, task.unique, False, False, "its generator was closed")
 
-    async def _next_remote(self, generator_ref: Any) -> Any | None:
-        entry = generator_ref._entry
-        connection = self._runtime.peers.connect(entry.owner)
-        if connection is None:
-            raise OwnerDiedError(entry.id.hex(), "the process that owns this generator has ended")
-        try:
-            object_id = await connection.call(m.NEXT_ITEM, entry.id)
-        except ConnectionError:
-            raise OwnerDiedError(entry.id.hex(), "the process that owns this generator has ended") from None
+    # ---- streams of other processes (loop) -----------------------------------------------------------
+
+    def _ask(self, mirror: _Mirror, least: int = 0) -> None:
+        stream = mirror.stream
+        while not stream.finished and not stream.closed and mirror.asked < max(len(stream.waiters), least):
+            connection = self._runtime.peers.connect(mirror.owner)
+            if connection is None:
+                self._lost(mirror)
+                return
+            mirror.asked += 1
+            connection.call(m.NEXT_ITEM, mirror.id).add_done_callback(lambda future: self._answered(mirror, future))
+
+    def _answered(self, mirror: _Mirror, future: asyncio.Future[Any]) -> None:
+        mirror.asked -= 1
+        stream = mirror.stream
+        if future.cancelled():
+            return
+        if isinstance(future.exception(), ConnectionError):
+            self._lost(mirror)
+            return
+        object_id = future.result()
         if object_id is None:
-            return None
-        ref = self._runtime.make_ref(object_id, entry.owner, registered=True)
-        return ref
+            stream.finished = True
+        else:
+            # (If the stream was closed meanwhile, it is dropped at once, and its owner told.)
+            ref = self._runtime.make_ref(object_id, mirror.owner, registered=True)
+            stream.add(stream.arrived, ref)
+        self._wake(stream)
+
+    def _lost(self, mirror: _Mirror) -> None:
+        mirror.error = OwnerDiedError(mirror.id.hex(), "the process that owns this generator has ended")
+        mirror.stream.finished = True
+        self._wake(mirror.stream)
 
     def _next_item(self, connection: Connection, frame: Frame) -> None:
         _, rid, generator_id = frame
+        if connection.closed:
+            return
         found = self._streams.get(generator_id)
         if found is None:
             connection.reply(rid, None)
             return
         stream, task = found
         ref = self._take(stream, task)
-        if ref is None and not stream.finished and not stream.closed:
-            self._listen(stream, lambda _: self._runtime.post(self._next_item, connection, frame))
-            return
-        if ref is None or connection.closed:
+        if ref is not None:
+            # The receiver is registered before it hears of the item: no moment without a holder.
+            self._runtime.objects.table.borrow(ref._entry.id, connection)
+            connection.reply(rid, ref._entry.id)
+        elif stream.ended:
             connection.reply(rid, None)
-            return
-        # The receiver is registered before it hears of the item: no moment without a holder.
-        self._runtime.objects.table.borrow(ref._entry.id, connection)
-        connection.reply(rid, ref._entry.id)
+        else:
+            self._listen(stream, task, lambda _: self._runtime.post(self._next_item, connection, frame))
 
     def _close_stream(self, connection: Connection, frame: Frame) -> None:
-        found = self._streams.get(frame[1])
-        if found is None:
-            return
-        self.freed(found[1].entries[0].id)
+        self.freed(frame[1])

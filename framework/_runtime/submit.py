@@ -28,6 +28,7 @@ from framework._wire.codec import new_packer
 from framework.exceptions import (
     FrameworkError,
     LocalNodeDiedError,
+    RuntimeEnvSetupError,
     TaskCancelledError,
     TaskTimeoutError,
     TaskUnschedulableError,
@@ -61,7 +62,7 @@ class Submitter:
         self._keys: dict[tuple[Any, ...], KeyState] = {}
         self._keys_by_id: dict[int, KeyState] = {}
         self._registration = threading.Lock()
-        self._templates: dict[int, Template] = {}
+        self._next_template = 0
         self._functions: dict[bytes, tuple[bytes, list[Any]]] = {}
         self._leases: dict[int, Lease] = {}
         self._dirty: set[KeyState] = set()
@@ -110,10 +111,9 @@ class Submitter:
     ) -> Template:
         """Any thread: the constant part of tasks to come."""
         with self._registration:
-            tid = len(self._templates) + 1
+            tid = self._next_template = self._next_template + 1
             spec = {"name": name, "returns": returns, "hash": function_hash, **spec}
             template = Template(tid, name, returns, function_hash, spec, options, key)
-            self._templates[tid] = template
         return template
 
     def encode_args(
@@ -260,6 +260,7 @@ class Submitter:
             deadline = self._runtime.clock() + timeout
             if task.deadline is None or deadline < task.deadline:
                 task.deadline = deadline
+                task.timeout = timeout
         if task.deadline is not None:
             task.extra = {"deadline": task.deadline}
 
@@ -412,14 +413,26 @@ class Submitter:
         self.flush_dirty()
 
     def _infeasible(self, node: Connection, frame: Frame) -> None:
-        key = self._keys_by_id[frame[1]]
-        key.infeasible = frame[2]
+        _, key_id, forever, error, text = frame
+        key = self._keys_by_id[key_id]
+        if forever:
+            key.infeasible = text
         key.demand_sent = 0
-        log.warning("a request can never be served: %s", frame[2])
-        tasks, key.pending = list(key.pending), deque()
+        tasks = [task for task in key.pending if task.state == QUEUED]
+        key.pending.clear()
         for task in tasks:
-            if task.state == QUEUED:
-                self.fail(task, _unschedulable(task, frame[2]))
+            if forever:
+                self.fail(task, _unschedulable(task, text))
+            elif error == "RuntimeEnvSetupError":
+                variables = ", ".join(key.env or ())
+                self.fail(
+                    task,
+                    RuntimeEnvSetupError(
+                        f"{task.template.name}() could not run with the env_vars of its runtime_env ({variables}): {text}"
+                    ),
+                )
+            else:
+                self.fail(task, WorkerCrashedError(f"{task.template.name}() could not run: {text}"))
 
     def _tend_leases(self) -> None:
         now = self._loop.time()
@@ -500,14 +513,14 @@ class Submitter:
         for lease in list(connection.state.leases.values()):
             lease.retiring = True
             self._loop.call_later(
-                limits.DEATH_VERDICT_TIMEOUT, self._lose, lease.lease_id, 0, "the connection to its worker was lost"
+                limits.DEATH_VERDICT_TIMEOUT, self._lose, lease.lease_id, 0, 0, "the connection to it was lost"
             )
 
     def _lost(self, node: Connection, frame: Frame) -> None:
         self._lose(*frame[1:])
         self.flush_dirty()
 
-    def _lose(self, lease_id: int, running: int, detail: str) -> None:
+    def _lose(self, lease_id: int, running: int, pid: int, detail: str) -> None:
         lease = self._leases.get(lease_id)
         if lease is None:
             return
@@ -518,17 +531,13 @@ class Submitter:
         for task in reversed(tasks):
             if task.cancelled is not None:
                 self._finish(task, self._cancel_error(task))
-            elif task.unique != running or self._survives(task):
+            elif task.unique != running:
                 task.state = QUEUED
                 lease.key.pending.appendleft(task)
+            elif self._survives(task):
+                self._retry(task, f"its worker (pid={pid}) died: {detail}")
             else:
-                self.fail(
-                    task,
-                    WorkerCrashedError(
-                        f"{task.template.name}() ended because its worker process did: {detail}. "
-                        f"It was tried {1 + max(0, task.template.options.max_retries)} time(s) (max_retries)"
-                    ),
-                )
+                self.fail(task, _crashed(task, pid, detail))
 
     @staticmethod
     def _survives(task: TaskRecord) -> bool:
@@ -564,6 +573,7 @@ class Submitter:
         _, unique, micros, value = frame
         task = self._take(unique, micros)
         if task is None:
+            self._unwanted(connection, unique, [value])
             return
         if task.stream is not None:
             self._runtime.streams.finished(task, value)
@@ -580,6 +590,7 @@ class Submitter:
         _, unique, micros, results = frame
         task = self._take(unique, micros)
         if task is None:
+            self._unwanted(connection, unique, results)
             return
         self._settle(task)
         nested = False
@@ -589,6 +600,12 @@ class Submitter:
         if nested:
             self._objects.release_when_registered(connection, unique, 1)
 
+    @staticmethod
+    def _unwanted(connection: Connection, unique: int, results: list[Any]) -> None:
+        """A late answer to a task that has been given up: its sender need not keep the references in it."""
+        if any(type(value) is list and values.nested_refs(value) for value in results):
+            connection.cast(m.RELEASE_HELD, unique, 1)
+
     def _failed(self, connection: Connection, frame: Frame) -> None:
         _, unique, micros, retryable, error = frame
         task = self._take(unique, micros)
@@ -597,18 +614,20 @@ class Submitter:
         if task.cancelled is not None:
             self._finish(task, self._cancel_error(task))
         elif retryable and self._survives(task):
-            self._retry(task)
+            self._retry(task, "it raised an exception")
         else:
             self._finish(task, error)
 
-    def _retry(self, task: TaskRecord) -> None:
-        """An exception that the task may be retried for: once more, at the latest when its retry policy says."""
+    def _retry(self, task: TaskRecord, why: str) -> None:
+        """The task may be run once more: now, or when its retry policy says."""
         task.app_failures += 1
         task.state = WAITING
         task.lease = None
+        if task.stream is not None:
+            task.stream.restart()
         policy = task.template.options.retry_policy
         delay = policy.delay(task.app_failures, self._runtime.random()) if policy is not None else 0.0
-        log.info("%s() failed and is retried (attempt %d)", task.template.name, task.app_failures + 1)
+        log.info("%s() is retried (attempt %d): %s", task.template.name, task.app_failures + 1, why)
 
         def again() -> None:
             if task.state == WAITING and task.cancelled is None:
@@ -650,11 +669,24 @@ class Submitter:
             self._runtime.streams.failed(task, error)
             return
         self._settle(task)
+        if not task.entries and task.cancelled is None:
+            self._unseen(error)
         for entry in task.entries:
             if isinstance(error, BaseException):
                 self._objects.fail(entry, error)
             else:
                 self._objects.complete(entry, error)
+
+    def _unseen(self, error: Any) -> None:
+        """A task without returns has failed: nobody can ever look at that."""
+        entry = Entry(b"")
+        entry.value = error
+        entry.state = FAILED
+        self._runtime._unhandled(entry)
+
+    def lost(self, task: TaskRecord, error: BaseException) -> None:
+        """Whoever ran it is gone: that is what became of it, unless it was being cancelled anyway."""
+        self._finish(task, error if task.cancelled is None else self._cancel_error(task))
 
     def fail(self, task: TaskRecord, error: BaseException) -> None:
         """The task cannot be done."""
@@ -671,8 +703,8 @@ class Submitter:
         reason = task.cancelled or ""
         task_id = task.entries[0].id[:24].hex() if task.entries else None
         if reason == "timeout":
-            return TaskTimeoutError(f"{task.template.name}() did not finish in the time that its timeout (or its caller's) allows")
-        return TaskCancelledError(task_id, reason or None)
+            return _timeout_error(task, task_id)
+        return TaskCancelledError(task_id, f"{task.template.name}() ended because {reason}")
 
     def _timed_out(self, task: TaskRecord) -> None:
         task.timer = None
@@ -694,20 +726,20 @@ class Submitter:
             self._finish(task, self._cancel_error(task))
             return
         connection.cast(m.CANCEL, task.unique, force, recursive, reason)
-        if force and task.lease is not None:
-            task.force_killed = True
-            if self._runtime.node is not None:
-                self._runtime.node.cast(m.KILL_WORKER, task.lease.worker_id, "its task was cancelled with force=True")
-        elif reason == "timeout" and task.actor is None:
-            self._loop.call_later(limits.CANCEL_GRACE, self._overdue, task)
+        if task.lease is None:
+            return
+        # The worker ends itself for `force`, because it alone knows whether this very task still runs. The node does it for
+        # one that cannot even do that.
+        if force:
+            self._loop.call_later(limits.EXIT_GRACE, self._overdue, task, "its task was cancelled with force=True")
+        elif reason == "timeout":
+            why = "its task was over its timeout and did not end when it was interrupted"
+            self._loop.call_later(limits.CANCEL_GRACE, self._overdue, task, why)
 
-    def _overdue(self, task: TaskRecord) -> None:
-        """Its time was up a while ago and it has not reacted."""
+    def _overdue(self, task: TaskRecord, why: str) -> None:
+        """It was to end a while ago and has not reacted."""
         if task.state == SENT and task.lease is not None and self._runtime.node is not None:
-            task.force_killed = True
-            self._runtime.node.cast(
-                m.KILL_WORKER, task.lease.worker_id, "its task was over its timeout and could not be interrupted"
-            )
+            self._runtime.node.cast(m.KILL_WORKER, task.lease.worker_id, why)
 
     def node_lost(self, error: LocalNodeDiedError) -> None:
         """Nothing more can run."""
@@ -723,6 +755,27 @@ class Submitter:
         for timer in (self._lease_timer, self._stall_timer):
             if timer is not None:
                 timer.cancel()
+
+
+def _crashed(task: TaskRecord, pid: int, detail: str) -> WorkerCrashedError:
+    attempts = task.app_failures + 1
+    times = "once" if attempts == 1 else f"{attempts} times"
+    most = task.template.options.max_retries
+    return WorkerCrashedError(
+        f"{task.template.name}() was tried {times} (max_retries={most})", pid=pid or None, exit_detail=detail
+    )
+
+
+def _timeout_error(task: TaskRecord, task_id: str | None) -> TaskTimeoutError:
+    where = {WAITING: "its arguments were not ready yet", QUEUED: "it was still waiting for a free worker"}.get(
+        task.state, "it was running"
+    )
+    own = task.timeout
+    if own is not None:
+        text = f"{task.template.name}() did not finish within its timeout of {own:g} s: {where}"
+    else:
+        text = f"{task.template.name}() did not finish within the timeout of the task that called it: {where}"
+    return TaskTimeoutError(text, task_id=task_id, timeout=own)
 
 
 def _unschedulable(task: TaskRecord, text: str) -> TaskUnschedulableError:

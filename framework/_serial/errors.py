@@ -128,14 +128,23 @@ def _pickled_cause(cause: BaseException) -> bytes | None:
         return _pickled_framework_error(cause)
     try:
         payload, noted = pickle_in_band(cause)
-        if len(payload) > MAX_CAUSE:
-            return None
         # Classes with required constructor arguments pickle well and then cannot be read: try.
-        if type(cause).__module__ != "builtins" and not isinstance(pickle.loads(payload), BaseException):
+        if type(cause).__module__ == "builtins" or isinstance(pickle.loads(payload), BaseException):
+            for ref, _, _ in noted:
+                # Nobody follows the life of an error's bytes.
+                on_out_of_band(ref)
+            return payload if len(payload) <= MAX_CAUSE else None
+    except BaseException:
+        pass
+    return _taken_apart(cause)
+
+
+def _taken_apart(cause: BaseException) -> bytes | None:
+    """A pickle that is read without the constructor of the exception's class."""
+    try:
+        payload = exceptions.dump_exception(cause)[0]
+        if payload is None or len(payload) > MAX_CAUSE or type(pickle.loads(payload)) is not type(cause):
             return None
-        for ref, _, _ in noted:
-            # Nobody follows the life of an error's bytes.
-            on_out_of_band(ref)
         return payload
     except BaseException:
         return None

@@ -33,11 +33,16 @@ class Mailbox:
     def _drain(self) -> None:
         self._awake = False
         items = self._items
-        while items:
-            function, args = items.popleft()
-            try:
-                function(*args)
-            except Exception as error:
-                self._loop.call_exception_handler(
-                    {"message": f"posted call of {function!r} failed", "exception": error}
-                )
+        try:
+            while items:
+                function, args = items.popleft()
+                try:
+                    function(*args)
+                except Exception as error:
+                    self._loop.call_exception_handler(
+                        {"message": f"posted call of {function!r} failed", "exception": error}
+                    )
+        finally:
+            if items and not self._awake:  # KeyboardInterrupt or SystemExit ends this run of the loop: the rest is for its next
+                self._awake = True
+                self._loop.call_soon_threadsafe(self._drain)

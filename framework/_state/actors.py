@@ -3,7 +3,7 @@
 Pure: methods return commands, tuples that start with a word:
 
 ``("place", actor_id, spec, incarnation)``      have a node start it
-``("publish", watcher, record)``                tell a watcher the state of the actor
+``("publish", watcher, record, actor_id)``      tell a watcher the state of the actor, under the id that it knows
 ``("end", actor_id, incarnation, force, why)``  have its node end it
 ``("unplace", actor_id)``                       have the node forget that it should start it
 """
@@ -32,6 +32,7 @@ class ActorRecord:
     __slots__ = (
         "actor_id",
         "address",
+        "aliases",
         "detail",
         "incarnation",
         "no_restart",
@@ -40,6 +41,7 @@ class ActorRecord:
         "restarts",
         "spec",
         "state",
+        "waiting",
         "watchers",
         "worker",
     )
@@ -55,7 +57,9 @@ class ActorRecord:
         self.incarnation = 0
         self.restarts = 0
         self.no_restart = False
-        self.watchers: set[Hashable] = set()
+        self.waiting = False  #: announced by its owner, who still waits for the arguments of its constructor
+        self.watchers: dict[Hashable, set[bytes]] = {}  #: who wants to hear of it -> the ids that it is known by there
+        self.aliases: set[bytes] = set()  #: ids of handles that were made by ``get_if_exists`` and mean this actor
         self.detail: dict[str, Any] | None = None  #: why it is dead: {"text": str, "error": wire error or None, "pid": int}
 
     @property
@@ -74,24 +78,52 @@ class ActorDirectory:
     def __init__(self) -> None:
         self.records: dict[bytes, ActorRecord] = {}
         self._names: dict[tuple[str, str], bytes] = {}
+        self._aliases: dict[bytes, bytes] = {}
+        self._unborn: dict[bytes, set[Hashable]] = {}
         self._dead: dict[bytes, None] = {}
 
-    def create(self, actor_id: bytes, spec: dict[str, Any], owner: Hashable) -> list[Command]:
-        """Register a new actor. Repeating it changes nothing. Raises `ActorAlreadyExistsError` for a name in use."""
-        if actor_id in self.records:
+    def record(self, actor_id: bytes) -> ActorRecord | None:
+        """The actor of this id, or the one that the id is an alias of."""
+        return self.records.get(self._aliases.get(actor_id, actor_id))
+
+    def create(self, actor_id: bytes, spec: dict[str, Any], owner: Hashable, waiting: bool = False) -> list[Command]:
+        """Register a new actor. With `waiting` it is only announced, to be placed when this is called once more; any other
+        repetition changes nothing.
+
+        A name in use raises `ActorAlreadyExistsError`; under ``get_if_exists`` the new id becomes an alias of the living actor.
+        """
+        record = self.records.get(actor_id)
+        if record is not None:
+            if not record.waiting or waiting or record.state == DEAD:
+                return []
+            record.waiting, record.spec = False, spec
+            return [("place", actor_id, spec, 0)]
+        if actor_id in self._aliases:
             return []
+        watchers = self._unborn.pop(actor_id, set()) | {owner}
         record = ActorRecord(actor_id, spec, owner)
         key = record.name_key
         if key is not None:
-            if key in self._names:
+            namesake = self.find(key[1], key[0])
+            if namesake is not None and spec.get("get_if_exists"):
+                return self._alias(actor_id, namesake, watchers)
+            if namesake is not None:
                 raise ActorAlreadyExistsError(
                     f"the name {key[1]!r} is taken by another actor in namespace {key[0]!r}: choose another, "
                     "kill() that actor first, or pass get_if_exists=True to use it"
                 )
             self._names[key] = actor_id
         self.records[actor_id] = record
-        record.watchers.add(owner)
-        return [("place", actor_id, spec, 0)]
+        record.watchers = {watcher: {actor_id} for watcher in watchers}
+        record.waiting = waiting
+        return [] if waiting else [("place", actor_id, spec, 0)]
+
+    def _alias(self, actor_id: bytes, record: ActorRecord, watchers: set[Hashable]) -> list[Command]:
+        self._aliases[actor_id] = record.actor_id
+        record.aliases.add(actor_id)
+        for watcher in watchers:
+            record.watchers.setdefault(watcher, set()).add(actor_id)
+        return [("publish", watcher, record, actor_id) for watcher in watchers]
 
     def placed(
         self, actor_id: bytes, incarnation: int, worker: bytes, address: str, pid: int, error: list[Any] | None
@@ -118,41 +150,77 @@ class ActorDirectory:
             record.state, record.address, record.worker = RESTARTING, "", b""
             record.detail = {"text": text, "error": None, "pid": record.pid}
             return [*self._publish(record), ("place", actor_id, record.spec, record.incarnation)]
+        if record.restarts:
+            text = f"{text}; it had been restarted {record.restarts} time(s) (max_restarts={limit})"
         return self._die(record, {"text": text, "error": None, "pid": record.pid})
 
     def kill(self, actor_id: bytes, no_restart: bool, why: str, force: bool = True) -> list[Command]:
-        """End it. With `no_restart` for good, else it counts as a crash."""
-        record = self.records.get(actor_id)
+        """End it. With `no_restart` for good, else it counts as a crash. Without `force` it finishes its calls first."""
+        record = self.record(actor_id)
         if record is None or record.state == DEAD:
             return []
-        incarnation = record.incarnation
-        was_placed = record.state == ALIVE
+        end = ("end", record.actor_id, record.incarnation, force, why)
         if not no_restart:
-            return [("end", actor_id, incarnation, force, why)]
-        commands: list[Command] = []
-        if was_placed and not force:
+            if record.waiting:
+                return []
+            # Where it is just being started, nobody will report the end of that attempt: it is over now.
+            over = [] if record.state == ALIVE else self.gone(record.actor_id, record.incarnation, why, False)
+            return [end, *over]
+        if record.state == ALIVE and not force:
             record.no_restart = True
-            return [("end", actor_id, incarnation, False, why)]
-        commands.append(("end", actor_id, incarnation, True, why))
-        if not was_placed:
-            commands.append(("unplace", actor_id))
+            self._release_name(record)  # it takes no new users
+            return [end]
+        commands: list[Command] = [end]
+        if record.state != ALIVE:
+            commands.append(("unplace", record.actor_id))
         return commands + self._die(record, {"text": why, "error": None, "pid": record.pid})
+
+    def out_of_scope(self, actor_id: bytes, why: str, force: bool = False) -> list[Command]:
+        """Its creator's last handle is gone, or its creator cannot go on with it. Detached actors and those that the creator
+        only found by name live on."""
+        target = self._aliases.pop(actor_id, None)
+        if target is not None:
+            record = self.records.get(target)
+            if record is not None:
+                record.aliases.discard(actor_id)
+                self._unwatch(record, actor_id)
+            return []
+        record = self.records.get(actor_id)
+        if record is None or (record.detached and not force):
+            return []
+        return self.kill(actor_id, True, why, force=force)
+
+    @staticmethod
+    def _unwatch(record: ActorRecord, actor_id: bytes) -> None:
+        for watcher, ids in list(record.watchers.items()):
+            ids.discard(actor_id)
+            if not ids:
+                del record.watchers[watcher]
 
     def owner_gone(self, owner: Hashable) -> list[Command]:
         """The process that created them has ended: so do its actors, except detached ones."""
         commands: list[Command] = []
+        for watchers in self._unborn.values():
+            watchers.discard(owner)
         for record in list(self.records.values()):
-            record.watchers.discard(owner)
-            if record.owner == owner and not record.detached and record.state != DEAD:
+            record.watchers.pop(owner, None)
+            if record.owner == owner and record.state != DEAD and (record.waiting or not record.detached):
                 commands += self.kill(record.actor_id, True, "its owner, the process that created it, has ended")
         return commands
 
     def watch(self, actor_id: bytes, watcher: Hashable) -> ActorRecord | None:
-        """Somebody holds a handle and wants to hear of the actor."""
-        record = self.records.get(actor_id)
-        if record is not None and record.state != DEAD:
-            record.watchers.add(watcher)
+        """Somebody holds a handle and wants to hear of the actor. None: it is not known yet (a handle may arrive before the
+        news of its creation, see `never_born`)."""
+        record = self.record(actor_id)
+        if record is None:
+            self._unborn.setdefault(actor_id, set()).add(watcher)
+        elif record.state != DEAD:
+            record.watchers.setdefault(watcher, set()).add(actor_id)
         return record
+
+    def never_born(self, actor_id: bytes) -> set[Hashable]:
+        """Time is up for the news of this actor's creation: those who wait for it in vain."""
+        return self._unborn.pop(actor_id, set())
 
     def find(self, name: str, namespace: str) -> ActorRecord | None:
         """The live actor of this name."""
@@ -167,9 +235,7 @@ class ActorDirectory:
         record.state = DEAD
         record.detail = detail
         record.address = ""
-        key = record.name_key
-        if key is not None and self._names.get(key) == record.actor_id:
-            del self._names[key]
+        self._release_name(record)
         commands = self._publish(record)
         record.watchers.clear()
         # What a dead record still has to tell is small.
@@ -180,8 +246,16 @@ class ActorDirectory:
         while len(self._dead) > MAX_DEAD_KEPT:
             oldest = next(iter(self._dead))
             del self._dead[oldest]
-            self.records.pop(oldest, None)
+            evicted = self.records.pop(oldest, None)
+            for alias in evicted.aliases if evicted is not None else ():
+                self._aliases.pop(alias, None)
         return commands
 
-    def _publish(self, record: ActorRecord) -> list[Command]:
-        return [("publish", watcher, record) for watcher in record.watchers]
+    def _release_name(self, record: ActorRecord) -> None:
+        key = record.name_key
+        if key is not None and self._names.get(key) == record.actor_id:
+            del self._names[key]
+
+    @staticmethod
+    def _publish(record: ActorRecord) -> list[Command]:
+        return [("publish", watcher, record, actor_id) for watcher, ids in record.watchers.items() for actor_id in sorted(ids)]

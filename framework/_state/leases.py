@@ -189,6 +189,7 @@ class KeyState:
             lease.load -= task.cost
             lease.progress = now
             lease.blocked = False
+            lease.reclaiming = False
             if not lease.inflight:
                 lease.load = 0.0
                 lease.idle_since = now
@@ -248,10 +249,9 @@ class KeyState:
         ]
 
     def stalled(self, now: float) -> list[Lease]:
-        """Leases whose worker has been silent for a while with unstarted tasks behind the running one, while other
-        workers could take them."""
-        if self.pending:
-            return []
+        """Leases whose worker has been silent for a while with more than one task: those behind the running one, which
+        turns out to be slow, are to come back, and replies that wait for company are to be sent. Also while others are
+        pending: those came later."""
         return [
             lease
             for lease in self.leases.values()

@@ -7,6 +7,7 @@ Pure: every method returns a list of commands for the shell, tuples that start w
 ``("start", env)``                         start a process for this environment
 ``("actor_failed", actor_id, text)``       the actor cannot be placed
 ``("infeasible", owner, key, text)``       no node can ever serve this
+``("unserved", owner, key, env, text)``    no worker could be started for this
 ``("pressure", owner)``                    ask the owner to return idle leases
 ``("stop", worker)``                       end this worker: it is idle and not needed
 """
@@ -61,7 +62,7 @@ class Allocation:
         self, lease_id: int, owner: Hashable, key: int, units: dict[str, int], env: EnvKey, job: bytes, actor: bytes | None
     ) -> None:
         self.lease_id = lease_id
-        self.owner = owner
+        self.owner: Any = owner  #: whatever the service names owners by
         self.key = key
         self.units = units
         self.env = env
@@ -75,16 +76,16 @@ class Allocation:
 class Demand:
     """What one owner wants for one scheduling key. `granted` counts every grant ever promised to it."""
 
-    __slots__ = ("env", "granted", "job", "seen", "told_infeasible", "units", "wanted")
+    __slots__ = ("env", "granted", "job", "seen", "strategy", "units", "wanted")
 
-    def __init__(self, units: dict[str, int], env: EnvKey, job: bytes) -> None:
+    def __init__(self, units: dict[str, int], env: EnvKey, job: bytes, strategy: list[Any] | None) -> None:
         self.units = units
         self.env = env
         self.job = job
+        self.strategy = strategy
         self.wanted = 0
         self.seen = 0
         self.granted = 0
-        self.told_infeasible = False
 
     @property
     def missing(self) -> int:
@@ -95,12 +96,15 @@ class Demand:
 class NodeState:
     """Ledger, queue and pool of one node."""
 
-    def __init__(self, total: dict[str, int]) -> None:
+    def __init__(self, total: dict[str, int], node_id: str = "") -> None:
+        """`node_id`: as strategies name it, hexadecimal."""
+        self.node_id = node_id
         self.total = dict(total)
         self.available = dict(total)
         self.gpus = res.IndexedResource(total.get(GPU, 0) // res.UNIT)
         self.workers: dict[bytes, Worker] = {}
         self.starting: dict[EnvKey, int] = {}
+        self._failed_starts: dict[EnvKey, int] = {}  #: in a row
         self.leases: dict[int, Allocation] = {}
         self._demands: dict[tuple[Hashable, int], Demand] = {}
         self._actors: deque[Allocation] = deque()
@@ -109,9 +113,17 @@ class NodeState:
 
     # ---- demands -------------------------------------------------------------------------------------
 
-    def describe_key(self, owner: Hashable, key: int, units: dict[str, int], env: EnvKey, job: bytes) -> None:
-        """An owner names a scheduling key."""
-        self._demands.setdefault((owner, key), Demand(units, env, job))
+    def describe_key(
+        self,
+        owner: Hashable,
+        key: int,
+        units: dict[str, int],
+        env: EnvKey,
+        job: bytes,
+        strategy: list[Any] | None = None,
+    ) -> None:
+        """An owner names a scheduling key. `strategy`: see `never`."""
+        self._demands.setdefault((owner, key), Demand(units, env, job, strategy))
 
     def demand(self, owner: Hashable, key: int, wanted: int, seen: int) -> list[Command]:
         """An owner wants `wanted` leases beyond the `seen` grants that it knew of. Repeating it changes nothing."""
@@ -119,14 +131,22 @@ class NodeState:
         if demand is None:
             return []
         demand.wanted, demand.seen = wanted, seen
-        text = self.never(demand.units)
+        text = self.never(demand.units, demand.strategy)
         if text is not None and wanted > 0:
             demand.wanted = 0
             return [("infeasible", owner, key, text)]
         return self.schedule()
 
-    def never(self, units: dict[str, int]) -> str | None:
-        """Why this node can never serve such a request; None when it can."""
+    def never(self, units: dict[str, int], strategy: list[Any] | None = None) -> str | None:
+        """Why this node can never serve such a request; None when it can. `strategy` is None, ``["SPREAD"]``,
+        ``["node", hexadecimal id, soft]`` or ``["labels", text]``."""
+        if strategy and strategy[0] == "node" and not strategy[2] and strategy[1] != self.node_id:
+            return (
+                f"its NodeAffinitySchedulingStrategy asks for the node {strategy[1]}, which is not in this cluster "
+                f"(its nodes: {self.node_id}), and soft=False lets it run nowhere else"
+            )
+        if strategy and strategy[0] == "labels":
+            return f"its label_selector {strategy[1]} matches no node (the nodes of this cluster have no labels)"
         if res.fits(units, self.total):
             return None
         lacking = [name for name, amount in units.items() if amount > self.total.get(name, 0)]
@@ -231,6 +251,7 @@ class NodeState:
         """A started process has registered."""
         self.workers[worker.worker_id] = worker
         self.starting[worker.env] = max(0, self.starting.get(worker.env, 0) - 1)
+        self._failed_starts.pop(worker.env, None)
         worker.idle_since = now
         commands: list[Command] = []
         self._to_awaiting(worker, commands)
@@ -245,17 +266,34 @@ class NodeState:
                 return
 
     def start_failed(self, env: EnvKey, text: str) -> list[Command]:
-        """A process could not be started: whoever waits for it is told, if no other start is under way."""
+        """A process could not be started. It is tried again; after `limits.WORKER_START_ATTEMPTS` failures in a row
+        those who wait and have no other start under way are told."""
         self.starting[env] = max(0, self.starting.get(env, 0) - 1)
         commands: list[Command] = []
         queue = self._awaiting.get(env)
+        if not queue:
+            return self.schedule()
+        failed = self._failed_starts[env] = self._failed_starts.get(env, 0) + 1
+        if failed < limits.WORKER_START_ATTEMPTS:
+            if self.starting[env] < len(queue):
+                self.starting[env] += 1
+                commands.append(("start", env))
+            return commands + self.schedule()
+        self._failed_starts.pop(env, None)
         while queue and self.starting[env] < len(queue):
             allocation = queue.popleft()
             self._release(allocation)
             if allocation.actor is not None:
                 commands.append(("actor_failed", allocation.actor, text))
             else:
-                commands.append(("infeasible", allocation.owner, allocation.key, text))
+                # It never becomes a grant. The owner fails all that it has queued, so nothing more is wanted for now.
+                demand = self._demands.get((allocation.owner, allocation.key))
+                if demand is not None:
+                    demand.granted -= 1
+                    demand.wanted = 0
+                command = ("unserved", allocation.owner, allocation.key, env, text)
+                if command not in commands:
+                    commands.append(command)
         return commands + self.schedule()
 
     def worker_gone(self, worker_id: bytes) -> tuple[Allocation | None, list[Command]]:

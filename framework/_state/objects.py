@@ -29,7 +29,6 @@ class Entry:
         "id",
         "local",
         "owner",
-        "provisional",
         "registered",
         "seen",
         "state",
@@ -51,7 +50,6 @@ class Entry:
         self.seen = False  #: somebody looked at the outcome: an error need not be logged
         self.fetching = False  #: borrowed: a FETCH is on its way
         self.registered = False  #: borrowed: the owner knows of us
-        self.provisional = False  #: borrowed within a task: registered when the task ends and still holds it
 
     @property
     def done(self) -> bool:

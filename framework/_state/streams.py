@@ -1,7 +1,10 @@
-"""The owner's side of a streaming generator: items that have arrived, those taken, and credits.
+"""A stream as its consumer sees it: items that have arrived, those taken, and credits for the producer.
 
 Credits bound how far the producer runs ahead: it may have made `window` items more than were taken. Each item taken gives
 one credit back; credits are returned in lots of half a window, so that a fast consumer does not send a frame per item.
+
+Every attempt of a task begins anew, with the credits of its window: it makes the items again that were taken from an earlier
+attempt, and gets a credit for each, once its first item has shown that it runs.
 """
 
 from __future__ import annotations
@@ -13,37 +16,57 @@ from typing import Any
 class StreamState:
     """One stream. `items` holds references of items that nobody has taken yet."""
 
-    __slots__ = ("arrived", "closed", "finished", "items", "owed", "waiters", "window")
+    __slots__ = ("arrived", "closed", "finished", "granted", "items", "running", "taken", "waiters", "window")
 
     def __init__(self, window: int) -> None:
         self.window = window  #: -1: unbounded
         self.items: deque[Any] = deque()
         self.arrived = 0  #: items received so far, over all attempts of the task
+        self.taken = 0
+        self.granted = 0  #: credits that the present attempt was given
+        self.running = False  #: the present attempt has sent an item: credits reach it
         self.finished = False  #: no more will come
         self.closed = False  #: the consumer wants no more
-        self.owed = 0  #: credits taken but not yet returned to the producer
         self.waiters: list[Any] = []
+
+    def restart(self) -> None:
+        """The task is to be tried again: credits would go astray until it runs."""
+        self.running = False
+        self.granted = 0
 
     def add(self, index: int, item: Any) -> bool:
         """Item number `index` (from 0) has arrived. False when it is a repetition by a second attempt, or unwanted."""
+        if index == 0:
+            self.running = True
+            self.granted = 0
         if self.closed or index < self.arrived:
             return False
         self.arrived = index + 1
         self.items.append(item)
         return True
 
+    def expects(self, index: int) -> bool:
+        """Whether `add` would take this item."""
+        return not self.closed and index >= self.arrived
+
     def take(self) -> Any | None:
         """The next item, or None when there is none (yet: see `finished`)."""
         if not self.items:
             return None
-        self.owed += 1
+        self.taken += 1
         return self.items.popleft()
 
     def credits_due(self) -> int:
-        """Credits to return to the producer now (0: not worth a frame yet)."""
-        if self.window < 0 or self.finished or self.closed:
+        """Credits to return to the producer now (0: not worth a frame yet); they count as given."""
+        if self.window < 0 or self.finished or self.closed or not self.running:
             return 0
-        if self.owed * 2 >= self.window:
-            owed, self.owed = self.owed, 0
-            return owed
-        return 0
+        owed = self.taken - self.granted
+        if owed * 2 < self.window or owed <= 0:
+            return 0
+        self.granted = self.taken
+        return owed
+
+    @property
+    def ended(self) -> bool:
+        """There is no next item, and there never will be one."""
+        return self.closed or (self.finished and not self.items)

@@ -58,7 +58,6 @@ class TaskRecord:
         "deps",
         "entries",
         "extra",
-        "force_killed",
         "frame",
         "kwargs",
         "lease",
@@ -68,6 +67,7 @@ class TaskRecord:
         "state",
         "stream",
         "template",
+        "timeout",
         "timer",
         "unique",
     )
@@ -84,14 +84,14 @@ class TaskRecord:
         self.actor: Any = None  #: the client of the actor whose method it calls
         self.stream: Any = None
         self.retries = 0  #: system failures that it may still survive (-1: any number)
-        self.app_failures = 0
+        self.app_failures = 0  #: attempts that have failed
+        self.timeout: float | None = None  #: seconds of the option, if that is what sets the deadline
         self.deadline: float | None = None
         self.timer: Any = None
         self.lease: Any = None
         self.cost = 0.0
         self.state = WAITING
         self.cancelled: str | None = None  #: why, once somebody has asked for it to end
-        self.force_killed = False
         self.parent: int | None = None
         self.children: set[int] | None = None
         self.extra: dict[str, Any] | None = None

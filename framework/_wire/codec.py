@@ -6,7 +6,7 @@ msgpack is self-delimiting: the decoder is fed whatever arrived and finds the fr
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, cast
 
 import msgpack
 
@@ -46,7 +46,12 @@ class Decoder:
             self._feed(data)
         except (msgpack.BufferFull, ValueError) as error:
             raise ProtocolError(f"frame over the limit: {error or type(error).__name__}") from None
-        return self._unpacker
+        return cast("Iterator[Any]", self._unpacker)
+
+    def rest(self) -> bytes:
+        """Take out what has been fed and not been iterated over. This is the end of this decoder."""
+        data: bytes = self._unpacker.read_bytes(limits.MAX_FRAME)
+        return data
 
 
 #: What the iteration over a decoder may raise for bytes that are no frames.

@@ -79,6 +79,19 @@ ACTOR_LIST: Final = 73
 ACTOR_END: Final = 74
 NODE_STOP: Final = 75
 
+# processes of a node <-> its store
+STORE_CREATE: Final = 80
+STORE_LEASE: Final = 81
+STORE_ADOPT: Final = 82
+STORE_SEAL: Final = 83
+STORE_ABORT: Final = 84
+STORE_PIN: Final = 85
+STORE_UNPIN: Final = 86
+STORE_FREE: Final = 87
+STORE_RETURN: Final = 88
+STORE_RECALL: Final = 89
+STORE_LIST: Final = 90
+
 NoneType = type(None)
 Types = type | tuple[type, ...]
 ANY: Final = object
@@ -114,9 +127,10 @@ CATALOGUE: Final[dict[int, Message]] = {
     # `wanted` more leases beyond the `seen` grants that had arrived when this was sent: may be repeated.
     LEASE_DEMAND: Message("lease_demand", key=int, wanted=int, seen=int),
     LEASE_GRANT: Message("lease_grant", key=int, lease=int, worker=bytes, address=str, gpus=list),
-    LEASE_INFEASIBLE: Message("lease_infeasible", key=int, text=str),
+    # `forever`: no node can serve it; else it could not be served now (`error` is the name of a class in exceptions).
+    LEASE_INFEASIBLE: Message("lease_infeasible", key=int, forever=bool, error=str, text=str),
     LEASE_RETURN: Message("lease_return", lease=int),
-    LEASE_LOST: Message("lease_lost", lease=int, running=int, detail=str),
+    LEASE_LOST: Message("lease_lost", lease=int, running=int, pid=int, detail=str),
     LEASE_PRESSURE: Message("lease_pressure"),
     BLOCKED: Message("blocked"),
     UNBLOCKED: Message("unblocked"),
@@ -166,6 +180,17 @@ CATALOGUE: Final[dict[int, Message]] = {
     RESOURCES: Message("resources", rid=int, available=bool),
     ACTOR_LIST: Message("actor_list", rid=int, namespace=_OPT_STR),
     NODE_STOP: Message("node_stop", reason=str),
+    STORE_CREATE: Message("store_create", rid=int, object=bytes, size=int, owner=bytes),
+    STORE_LEASE: Message("store_lease", rid=int, size=int),
+    STORE_ADOPT: Message("store_adopt", object=bytes, offset=int, size=int, owner=bytes),
+    STORE_SEAL: Message("store_seal", object=bytes),
+    STORE_ABORT: Message("store_abort", object=bytes),
+    STORE_PIN: Message("store_pin", rid=int, object=bytes),
+    STORE_UNPIN: Message("store_unpin", objects=list),
+    STORE_FREE: Message("store_free", objects=list),
+    STORE_RETURN: Message("store_return", offset=int),
+    STORE_RECALL: Message("store_recall"),
+    STORE_LIST: Message("store_list", rid=int),
 }
 
 #: Frames of the hot path: their fields are taken apart by the handler, so only the length is checked here.

@@ -1,4 +1,4 @@
-"""A zygote in an interpreter of its own: ``python -m framework._worker FD``."""
+"""A zygote in an interpreter of its own, for workers with other load-time environment variables."""
 
 from __future__ import annotations
 
@@ -8,10 +8,7 @@ import sys
 
 
 def preload() -> None:
-    """Everything that a worker or user code is likely to need, loaded once, before the forks."""
-    import numpy
-    import numpy.random  # noqa: F401
-
+    """Everything of the framework that a worker needs, loaded once, before the forks."""
     import framework
     from framework._boot import make_runtime
     from framework._worker.main import provide_runtime
@@ -20,11 +17,20 @@ def preload() -> None:
     provide_runtime(make_runtime)
 
 
+def preload_libraries() -> None:
+    """What user code is likely to need and takes long to load."""
+    import numpy
+    import numpy.random  # noqa: F401
+
+
 def main() -> None:
-    """Serve fork requests on the inherited socket."""
+    """Serve fork requests on the inherited socket, whose number is ``sys.argv[2]``; ``sys.argv[3]`` is the parent's pid."""
+    from framework._service.launch import close_others
     from framework._worker.zygote import run_zygote
 
-    run_zygote(socket.socket(fileno=int(sys.argv[1])), preload)
+    fd = int(sys.argv[2])
+    close_others((fd,))
+    run_zygote(socket.socket(fileno=fd), preload, preload_libraries, int(sys.argv[3]))
     os._exit(0)
 
 

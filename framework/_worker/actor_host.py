@@ -32,6 +32,7 @@ from framework._wire import messages as m
 from framework._worker import stdio
 from framework._worker.generators import Producer
 from framework._worker.templates import ExecTemplate
+from framework.exceptions import ActorDiedError
 
 if TYPE_CHECKING:
     from framework._worker.executor import Executor
@@ -47,15 +48,18 @@ class ActorHost:
         self._runtime = executor.runtime
         self.actor_id = actor_id
         self.class_name: str = spec["class_name"]
-        self.log_name: str = spec.get("name") or self.class_name
+        self.name: str | None = spec.get("name")
+        self.log_name: str = self.name or self.class_name
+        self.max_task_retries: int = spec.get("max_task_retries", 0)
         self.restarted = restarted
         self._spec = spec
         self.instance: Any = None
+        self.cls: Any = None
         self.mode = "sync"
         self._waiting: dict[int, Connection] = {}
         self._pools: dict[str | None, ThreadPoolExecutor] = {}
         self._limits: dict[str | None, asyncio.Semaphore] = {}
-        self._threads: dict[int, int] = {}
+        self._threads: dict[int, int] = {}  #: unique number of a call -> the thread that runs its user code
         self._thread_lock = threading.Lock()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._mailbox: Mailbox | None = None
@@ -71,7 +75,7 @@ class ActorHost:
         context.gpus = self._executor.gpus
         token = current_task.set(context)
         try:
-            cls = load_function(self._spec["payload"])
+            cls = self.cls = load_function(self._spec["payload"])
             self._choose_mode(cls)
             if self.mode == "async":
                 self._loop = new_loop()
@@ -86,12 +90,12 @@ class ActorHost:
             current_task.reset(token)
         self._spec.pop("payload", None)
         self._spec["args"] = self._spec["kwargs"] = None
+        stdio.flush()  # before the news: after an error the node ends this process
         up = self._executor.thread.pack((m.ACTOR_UP, self.actor_id, error))
         node = self._runtime.node
         assert node is not None
         if not self._runtime.objects.register_provisional(lambda: node.send(up)):
             node.send(up)
-        stdio.flush()
         if error is None and self._loop is not None:
             self._loop.run_forever()
 
@@ -101,14 +105,17 @@ class ActorHost:
 
     async def _construct_async(self, cls: Any) -> None:
         """Inside the loop, so that the constructor may make asyncio objects and tasks."""
+        fetched = await self._fetch(self._spec["args"], self._spec["kwargs"])
         self._construct(cls)
+        del fetched
 
     def _choose_mode(self, cls: Any) -> None:
         groups: dict[str, int] = self._spec.get("concurrency_groups") or {}
         concurrency: int | None = self._spec.get("max_concurrency")
         is_async = any(
-            inspect.iscoroutinefunction(member) or inspect.isasyncgenfunction(member)
+            inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function)
             for _, member in inspect.getmembers_static(cls)
+            for function in [member.__func__ if isinstance(member, staticmethod | classmethod) else member]
         )
         if is_async:
             self.mode = "async"
@@ -150,23 +157,61 @@ class ActorHost:
             self._mailbox.post(self._begin, connection, frame)
             return
         template: ExecTemplate = connection.state.incoming[frame[2]]
+        # (An unknown group fails where the call runs.)
         pool = self._pools.get(template.group) or self._pools[None]
         pool.submit(self._in_thread, connection, frame)
+
+    def _check_group(self, template: ExecTemplate) -> None:
+        group = template.group
+        if group is not None and group not in (self._limits if self.mode == "async" else self._pools):
+            known = ", ".join(repr(name) for name in self._spec.get("concurrency_groups") or ()) or "none"
+            raise ValueError(
+                f"{template.name}() is to run in the concurrency group {group!r}, which the actor class {self.class_name} does "
+                f"not have (it has: {known}). Groups are declared with @remote(concurrency_groups={{name: limit}})"
+            )
 
     def cancel_queued(self, connection: Connection, unique: int) -> bool:
         """Loop: drop a call that has not begun. Whoever takes it out of `_waiting` first, wins."""
         return self._waiting.pop(unique, None) is not None
 
-    def interrupt_thread(self, unique: int) -> bool:
-        """Loop: raise in the thread that runs this call; False when it does not run in a thread."""
+    def interrupt(self, unique: int) -> None:
+        """Loop: end a call that has begun, in its thread, on its loop, or both. (If it is not quite there yet, it looks for
+        itself: the reason was noted before this.)"""
         from framework._worker.executor import Interrupt
 
         with self._thread_lock:
             ident = self._threads.get(unique)
-            if ident is None:
-                return False
-            ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(ident), ctypes.py_object(Interrupt))
-            return True
+            if ident is not None:
+                _raise_in(ident, Interrupt)
+        running = self._executor.async_tasks.get(unique)
+        if running is not None:
+            loop, task = running
+            loop.call_soon_threadsafe(task.cancel)
+
+    def _enter_thread(self, unique: int) -> None:
+        """From here on this thread may be interrupted for the sake of the call that it runs."""
+        from framework._worker.executor import Interrupt
+
+        with self._thread_lock:
+            self._threads[unique] = threading.get_ident()
+        if self._is_cancelled(unique):
+            raise Interrupt("the call was cancelled")
+
+    def _is_cancelled(self, unique: int) -> bool:
+        return self._executor.reasons.get(unique, "closed") != "closed"
+
+    def _leave_thread(self, unique: int) -> None:
+        """Not any more: an interruption that has not struck yet is taken back."""
+        from framework._worker.executor import Interrupt
+
+        while True:
+            try:
+                with self._thread_lock:
+                    if self._threads.pop(unique, None) is not None:
+                        _raise_in(threading.get_ident(), None)
+                return
+            except Interrupt:  # it has struck in here
+                continue
 
     def end(self, reason: str) -> None:
         """Loop: end in order: calls that are under way finish first."""
@@ -193,30 +238,32 @@ class ActorHost:
     # ---- threads -------------------------------------------------------------------------------------
 
     def _in_thread(self, connection: Connection, frame: Frame) -> None:
-        from framework._worker.executor import Interrupt
-
-        try:
-            if self._waiting.pop(frame[1], None) is not None:
-                self._run_in_thread(connection, frame)
-        except Interrupt:
-            pass  # it came too late: the call was over
-
-    def _run_in_thread(self, connection: Connection, frame: Frame) -> None:
-        _, unique, tid, args, kwargs, extra = frame
+        unique = frame[1]
+        template: ExecTemplate = connection.state.incoming[frame[2]]
         executor = self._executor
-        template: ExecTemplate = connection.state.incoming[tid]
-        context = executor.context_of(template, unique, extra)
-        executor.contexts[unique] = context
+        # Before it leaves `_waiting`: a call can be cancelled at any time, here or there.
+        context = executor.contexts[unique] = executor.context_of(template, unique, frame[5])
+        if self._waiting.pop(unique, None) is not None:
+            self._run_in_thread(connection, frame, template, context)
+        else:
+            executor.contexts.pop(unique, None)
+
+    def _run_in_thread(
+        self, connection: Connection, frame: Frame, template: ExecTemplate, context: TaskContext
+    ) -> None:
+        _, unique, _, args, kwargs, extra = frame
+        executor = self._executor
         token = current_task.set(context)
         refs = None
         try:
+            self._check_group(template)
             if template.function is None:
                 executor.load(template)
             arguments, keywords = executor.decode_args(args, kwargs)
             data, refs = self._guarded(connection, template, unique, extra, arguments, keywords)
             del arguments, keywords
         except BaseException as error:
-            arguments = keywords = None  # type: ignore[assignment]
+            arguments = keywords = None  # type: ignore[assignment]  # noqa: F841 - drops references
             data = executor.encode_error(template, context, 0, error)
             del error
         finally:
@@ -236,18 +283,15 @@ class ActorHost:
         kwargs: dict[str, Any],
     ) -> tuple[bytes, list[Any] | None]:
         """Run it where it can be interrupted; afterwards no interruption is sent to this thread any more."""
-        executor = self._executor
-        with self._thread_lock:
-            self._threads[unique] = threading.get_ident()
         try:
+            self._enter_thread(unique)
             if template.returns in (STREAMING, DYNAMIC):
                 result: Any = self._produce(connection, template, unique, extra, args, kwargs)
             else:
                 result = template.function(*args, **kwargs)
         finally:
-            with self._thread_lock:
-                self._threads.pop(unique, None)
-        return executor.encode_result(template, unique, 0, result)
+            self._leave_thread(unique)
+        return self._executor.encode_result(template, unique, 0, result)
 
     def _produce(
         self,
@@ -274,17 +318,32 @@ class ActorHost:
 
     def _begin(self, connection: Connection, frame: Frame) -> None:
         unique = frame[1]
-        if self._waiting.pop(unique, None) is None:
-            return  # cancelled
         executor = self._executor
         template: ExecTemplate = connection.state.incoming[frame[2]]
-        context = executor.context_of(template, unique, frame[5])
-        executor.contexts[unique] = context
+        context = executor.contexts[unique] = executor.context_of(template, unique, frame[5])
+        if self._waiting.pop(unique, None) is None:
+            executor.contexts.pop(unique, None)
+            return  # cancelled
         assert self._loop is not None
         task = self._loop.create_task(self._run_async(connection, frame, template, context))
         self._tasks.add(task)
         executor.async_tasks[unique] = (self._loop, task)
-        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(lambda task: self._ended(connection, template, context, task))
+        if self._is_cancelled(unique):
+            task.cancel()
+
+    def _ended(
+        self, connection: Connection, template: ExecTemplate, context: TaskContext, task: asyncio.Task[Any]
+    ) -> None:
+        self._tasks.discard(task)
+        executor, unique = self._executor, context.unique
+        if executor.async_tasks.pop(unique, None) is None:
+            return
+        # Cancelled before its first line: nobody has replied.
+        data = executor.encode_error(template, context, 0, asyncio.CancelledError())
+        executor.contexts.pop(unique, None)
+        executor.reasons.pop(unique, None)
+        executor.finish(connection, template, unique, data, None)
 
     async def _run_async(
         self, connection: Connection, frame: Frame, template: ExecTemplate, context: TaskContext
@@ -294,23 +353,26 @@ class ActorHost:
         current_task.set(context)
         refs = None
         try:
-            async with self._limits.get(template.group) or self._limits[None]:
+            self._check_group(template)
+            async with self._limits[template.group]:
                 if template.function is None:
                     executor.load(template)
-                await self._fetch(args, kwargs)
+                fetched = await self._fetch(args, kwargs)
                 arguments, keywords = executor.decode_args(args, kwargs)
-                frame = args = kwargs = None  # type: ignore[assignment]
+                fetched = frame = args = kwargs = None  # type: ignore[assignment]
                 if template.returns in (STREAMING, DYNAMIC):
                     result: Any = await self._produce_async(connection, template, unique, extra, arguments, keywords)
                 elif template.is_async:
                     result = await template.function(*arguments, **keywords)
                 else:
                     result = await self._in_pool(unique, template.function, arguments, keywords)
+                    if inspect.iscoroutine(result):  # of __ray_call__, or of a decorator that hides that its method is async
+                        result = await result
             del arguments, keywords
             data, refs = executor.encode_result(template, unique, 0, result)
             del result
         except BaseException as error:
-            arguments = keywords = result = None
+            arguments = keywords = result = None  # type: ignore[assignment]  # noqa: F841 - drops references
             data = executor.encode_error(template, context, 0, error)
             del error
         finally:
@@ -320,8 +382,9 @@ class ActorHost:
         executor.finish(connection, template, unique, data, refs)
         self._maybe_leave()
 
-    async def _fetch(self, args: list[Any], kwargs: dict[str, Any] | None) -> None:
-        """References among the arguments: wait for them without holding up the loop; `decode_args` then finds them here."""
+    async def _fetch(self, args: list[Any], kwargs: dict[str, Any] | None) -> list[Any]:
+        """References among the arguments: wait for them without holding up the loop. `decode_args` finds them here as long as
+        what this returns is kept."""
         wires = [*args, *(kwargs or {}).values()]
         refs = [
             self._runtime.make_ref(wire[1], wire[2])
@@ -330,20 +393,18 @@ class ActorHost:
         ]
         for ref in refs:
             await self._runtime.wait_async(ref._entry)
-        self._fetched = refs  # kept until the next call: `decode_args` takes its own right away
+        return refs
 
     async def _in_pool(self, unique: int, function: Any, args: list[Any], kwargs: dict[str, Any]) -> Any:
         """A plain method of an async actor: in a thread, so that the loop goes on."""
         context = contextvars.copy_context()
 
         def run() -> Any:
-            with self._thread_lock:
-                self._threads[unique] = threading.get_ident()
             try:
+                self._enter_thread(unique)
                 return context.run(function, *args, **kwargs)
             finally:
-                with self._thread_lock:
-                    self._threads.pop(unique, None)
+                self._leave_thread(unique)
 
         assert self._loop is not None
         return await self._loop.run_in_executor(self._pools[None], run)
@@ -377,6 +438,15 @@ class ActorHost:
             actor=self.describe(),
         )
 
+    def exit_error(self, template: ExecTemplate, error: SystemExit) -> BaseException:
+        """A method has called sys.exit() or `exit_actor`: the actor ends, and this is what its caller gets."""
+        what = "exit_actor()" if type(error).__name__ == "ActorExit" else f"sys.exit({error.code!r})"
+        reason = f"its method {template.name}() called {what}"
+        self._executor._leaving = reason
+        return ActorDiedError(
+            reason, actor_id=self.actor_id.hex(), class_name=self.class_name, name=self.name, pid=self._runtime.pid
+        )
+
     def describe(self) -> str:
         """How errors name this actor."""
         return f"{self.class_name}({self.actor_id.hex()})"
@@ -384,3 +454,9 @@ class ActorHost:
 
 def _plain_call(unique: int, function: Any, args: list[Any], kwargs: dict[str, Any]) -> Any:
     return function(*args, **kwargs)
+
+
+def _raise_in(ident: int, error: type[BaseException] | None) -> None:
+    """Have an exception raised in another thread, at its next line of Python; None takes one back that was not raised yet."""
+    what = ctypes.py_object(error) if error is not None else None
+    ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(ident), what)

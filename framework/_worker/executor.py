@@ -7,6 +7,7 @@ the replies itself (no hop back to the loop). Replies of a burst of short tasks 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import mmap
 import os
 import queue
@@ -15,13 +16,17 @@ import struct
 import sys
 import threading
 import time
+import types
 from collections import deque
+from collections.abc import Coroutine
+from contextvars import copy_context
 from typing import Any
 
 from framework._base.ids import task_id_bytes
 from framework._net.connection import Connection, Frame
 from framework._runtime.context import TaskContext, current_task
 from framework._runtime.runtime import Runtime
+from framework._runtime.waiters import ThreadWaiter
 from framework._serial import values
 from framework._serial.errors import error_to_wire
 from framework._state.tasks import DYNAMIC, STREAMING
@@ -33,6 +38,8 @@ from framework._worker.templates import ExecTemplate, FunctionCache
 from framework.exceptions import FrameworkError, TaskCancelledError, TaskTimeoutError
 
 FLUSH_AFTER_NS = 500_000
+INTERRUPT_AGAIN = 0.01  #: seconds between attempts to interrupt a task that is in our own code for the moment
+EARLY_CANCELS = 1_000  #: cancels remembered of tasks that have just been taken from the queue, or are just done
 _MARK = struct.Struct("<Q")
 _BLOCKED = new_packer()([m.BLOCKED])
 _UNBLOCKED = new_packer()([m.UNBLOCKED])
@@ -42,6 +49,25 @@ Item = tuple[Connection | None, Frame]
 
 class Interrupt(KeyboardInterrupt):
     """Raised in user code to end a task. Not an `Exception`, so that `except Exception` does not swallow it."""
+
+
+_OWN_CODE = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
+_TRANSPARENT = frozenset({contextlib.__file__, threading.__file__})
+
+
+def _may_interrupt(frame: types.FrameType | None) -> bool:
+    """Whether an exception may be raised here: in user code, in our waiting for objects and in the standard streams (which
+    are made for that), but not in the middle of our own bookkeeping, which it would leave half done."""
+    while frame is not None:
+        code = frame.f_code
+        if code is _CALL or code is _WAIT or code.co_filename == stdio.__file__:
+            return True
+        if code.co_filename.startswith(_OWN_CODE):
+            return False
+        if code.co_filename not in _TRANSPARENT:
+            return True
+        frame = frame.f_back
+    return False
 
 
 class _PerThread(threading.local):
@@ -63,6 +89,8 @@ class Executor:
         self.running = 0  #: unique number of the task whose user code the main thread is in (0: none)
         self.interrupt: int | None = None  #: the task that the main thread is to be interrupted in
         self.reasons: dict[int, str] = {}  #: why tasks are being cancelled
+        self._early: dict[int, tuple[bool, str]] = {}  #: cancelled when neither queued nor begun: (force, why)
+        self.forked = False  #: this is a fork that user code has made
         self.contexts: dict[int, TaskContext] = {}
         self.producers: dict[int, Producer] = {}
         self.async_tasks: dict[int, tuple[asyncio.AbstractEventLoop, asyncio.Task[Any]]] = {}
@@ -79,6 +107,8 @@ class Executor:
         runtime.on_blocked = self.enter_blocked
         runtime.on_unblocked = self.leave_blocked
         runtime.on_node_lost = lambda: os._exit(1)
+        runtime.on_peer_lost = self._peer_lost
+        os.register_at_fork(after_in_child=self._is_forked)
         runtime.peer_handlers.update(
             {
                 m.FUNCTION: lambda _, frame: self.functions.define(frame[1], frame[2]),
@@ -133,6 +163,7 @@ class Executor:
         self._give_back(len(self.queue), self.queue.popleft, True)
 
     def _reclaim(self, connection: Connection, frame: Frame) -> None:
+        self.flush_replies()  # the running task is slow: those before it shall not wait for it either
         self._give_back(min(frame[1], len(self.queue)), self.queue.pop, False)
 
     def _give_back(self, most: int, pop: Any, blocked: bool) -> None:
@@ -157,12 +188,17 @@ class Executor:
         if producer is not None:
             producer.credit(frame[2])
 
+    def _peer_lost(self, connection: Connection) -> None:
+        for producer in list(self.producers.values()):
+            producer.lost(connection)
+
     def _exit(self, connection: Connection, frame: Frame) -> None:
         _, orderly, reason = frame
         if orderly:
-            self.push((None, ["exit", reason]))
-            if self.actor is not None:
+            if self.actor is not None and self.actor.mode != "sync":
                 self.actor.end(reason)
+            else:
+                self.push((None, ["exit", reason]))
         elif self._busy():
             connection.cast(m.EXIT_DENIED)
         else:
@@ -190,9 +226,19 @@ class Executor:
         if self.actor is not None and self.actor.cancel_queued(connection, unique):
             self._reply_cancelled(connection, unique, reason)
             return
+        if unique not in self.contexts:
+            # It has just been taken from the queue, or its reply is under way. Note it first, then look again.
+            while len(self._early) >= EARLY_CANCELS:
+                del self._early[next(iter(self._early))]
+            self._early[unique] = (force, reason)
         context = self.contexts.get(unique)
         if context is None:
-            return  # its reply is under way
+            return
+        self._early.pop(unique, None)
+        if force and self.actor is None:
+            self.flush_replies()
+            if unique in self.contexts:  # this one, and none after it
+                os._exit(1)
         self.reasons[unique] = reason
         if recursive and context.children:
             self.runtime.cancel_children(context.children)
@@ -201,17 +247,26 @@ class Executor:
             producer.close()
             if reason == "closed":
                 return
+        if self.actor is not None and self.actor.mode != "sync":
+            self.actor.interrupt(unique)
+            return
+        self.interrupt = unique
+        self._interrupt(unique)
+
+    def _interrupt(self, unique: int) -> None:
+        """Loop: have the exception raised in the task, as soon as it is where it may be: see `on_signal` and `call`."""
+        if self.interrupt != unique or unique not in self.contexts:
+            return
         running = self.async_tasks.get(unique)
         if running is not None:
+            self.interrupt = None
             loop, task = running
-            loop.call_soon_threadsafe(task.cancel)
-        elif self.actor is not None and self.actor.interrupt_thread(unique):
-            pass
-        elif self.running == unique or context.unique == self.running:
-            self.interrupt = unique
+            with contextlib.suppress(RuntimeError):
+                loop.call_soon_threadsafe(task.cancel)
+            return
+        if self.running == unique:
             signal.pthread_kill(self._main, signal.SIGURG)
-        else:
-            self.interrupt = unique  # it has begun, but is not in user code yet: see `call`
+        self.runtime.loop.call_later(INTERRUPT_AGAIN, self._interrupt, unique)
 
     def _reply_cancelled(self, connection: Connection, unique: int, reason: str) -> None:
         error = self.cancel_error(unique, reason)
@@ -225,7 +280,7 @@ class Executor:
 
     def on_signal(self, signum: int, frame: Any) -> None:
         """Main thread: somebody wants the running task to end. Only that task is hit."""
-        if self.interrupt is not None and self.interrupt == self.running:
+        if self.interrupt is not None and self.interrupt == self.running and _may_interrupt(frame):
             self.interrupt = None
             raise Interrupt("the task was cancelled")
 
@@ -261,7 +316,8 @@ class Executor:
     def run(self) -> None:
         """Run what arrives until the process ends."""
         signal.signal(signal.SIGURG, self.on_signal)
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        # Not SIG_IGN, which processes that tasks start would inherit.
+        signal.signal(signal.SIGINT, _ignore_signal)
         while True:
             try:
                 connection, frame = self.queue.popleft()
@@ -273,7 +329,10 @@ class Executor:
                 self._waiting = False
                 continue
             if connection is not None:
-                self.execute(connection, frame)
+                if self.actor is None:
+                    copy_context().run(self.execute, connection, frame)  # context variables end with their task
+                else:
+                    self.execute(connection, frame)
                 if self._leaving is not None:
                     self._hand_back_unblocked()
                     self.leave(self._leaving)
@@ -327,6 +386,8 @@ class Executor:
         _MARK.pack_into(self._mark, 0, unique)
         context = self.context_of(template, unique, extra)
         self.contexts[unique] = context
+        if self._early:
+            self._cancel_early(unique)
         token = current_task.set(context)
         stdio.set_name(template.name if self.actor is None else self.actor.log_name)
         started = time.monotonic_ns()
@@ -338,18 +399,22 @@ class Executor:
             if template.returns == STREAMING or template.returns == DYNAMIC:
                 result: Any = self._stream(connection, template, unique, extra, arguments, keywords)
             elif template.is_async:
-                result = self._run_async(template, unique, arguments, keywords)
+                result = self._run_async(unique, template.function(*arguments, **keywords))
             else:
                 result = self.call(unique, template.function, arguments, keywords)
+            if self.forked:
+                _end_fork(None)
             micros = (time.monotonic_ns() - started) // 1000
             del arguments, keywords
             data, refs = self.encode_result(template, unique, micros, result)
             del result
         except BaseException as error:
             self.running = 0
+            if self.forked:
+                _end_fork(error)
             micros = (time.monotonic_ns() - started) // 1000
             data, refs = self.encode_error(template, context, micros, error), None
-            arguments = keywords = result = None
+            arguments = keywords = result = None  # type: ignore[assignment]  # noqa: F841 - drops references
             del error
         finally:
             current_task.reset(token)
@@ -363,6 +428,20 @@ class Executor:
                 connection.buffer(self.thread.pack((m.RETIRING,)))
                 self._leaving = f"it has run {template.name}() {template.calls} times (max_calls)"
         self.finish(connection, template, unique, data, refs)
+
+    def _cancel_early(self, unique: int) -> None:
+        """Main thread: it may have been cancelled between the queue and here."""
+        early = self._early.pop(unique, None)
+        if early is not None:
+            force, reason = early
+            if force and self.actor is None:
+                self.flush_replies()
+                os._exit(1)
+            self.reasons[unique] = reason
+            self.interrupt = unique
+
+    def _is_forked(self) -> None:
+        self.forked = True
 
     def finish(
         self, connection: Connection, template: ExecTemplate, unique: int, data: bytes, refs: list[Any] | None
@@ -410,17 +489,20 @@ class Executor:
             if self.interrupt == unique:
                 self.interrupt = None
                 raise Interrupt("the task was cancelled")
-            return function(*args, **kwargs)
+            result = function(*args, **kwargs)
+            if self.forked:
+                _end_fork(None)
+            return result
         finally:
             self.running = 0
 
-    def _run_async(self, template: ExecTemplate, unique: int, args: list[Any], kwargs: dict[str, Any]) -> Any:
-        """A coroutine function as a task: on a loop of the main thread that lives as long as the worker."""
+    def _run_async(self, unique: int, coroutine: Coroutine[Any, Any, Any]) -> Any:
+        """A coroutine as a task: on a loop of the main thread that lives as long as the worker."""
         loop = self._task_loop
         if loop is None:
             loop = self._task_loop = asyncio.new_event_loop()
             asyncio.set_event_loop(loop)
-        task = loop.create_task(template.function(*args, **kwargs))
+        task = loop.create_task(coroutine)
         self.async_tasks[unique] = (loop, task)
         if self.interrupt == unique:
             self.interrupt = None
@@ -429,6 +511,9 @@ class Executor:
             return loop.run_until_complete(task)
         finally:
             self.async_tasks.pop(unique, None)
+            left = asyncio.all_tasks(loop)
+            if left:
+                _end_left(loop, left)
 
     def _stream(
         self,
@@ -443,17 +528,10 @@ class Executor:
         self.producers[unique] = producer
         try:
             iterable = self.call(unique, template.function, args, kwargs)
+            if template.is_async:
+                iterable = self._run_async(unique, iterable)
             if hasattr(iterable, "__aiter__"):
-                loop = self._task_loop
-                if loop is None:
-                    loop = self._task_loop = asyncio.new_event_loop()
-                    asyncio.set_event_loop(loop)
-                task = loop.create_task(producer.run_async(iterable))
-                self.async_tasks[unique] = (loop, task)
-                try:
-                    count = loop.run_until_complete(task)
-                finally:
-                    self.async_tasks.pop(unique, None)
+                count: int = self._run_async(unique, producer.run_async(iterable))
             else:
                 count = producer.run(iterable)
             if self.reasons.get(unique, "closed") != "closed":
@@ -511,7 +589,7 @@ class Executor:
             error = self.cancel_error(unique, reason)
         else:
             if isinstance(error, SystemExit):
-                error = _exit_error(error)
+                error = _exit_error(error) if self.actor is None else self.actor.exit_error(template, error)
             try:
                 retryable = template.retryable(error)
             except Exception as problem:
@@ -550,6 +628,39 @@ class Executor:
             node.send(self.thread.pack((m.LEAVING, reason)))
         stdio.flush()
         os._exit(0)
+
+
+_CALL = Executor.call.__code__
+_WAIT = ThreadWaiter.wait.__code__
+
+
+def _ignore_signal(signum: int, frame: Any) -> None:
+    """Ctrl-C is for the driver."""
+
+
+def _end_fork(error: BaseException | None) -> None:
+    """A process that user code has forked comes back out of the task: it ends here, as a script would, and does not go on as a
+    second worker on the same connections."""
+    code = 0
+    if isinstance(error, SystemExit):
+        code = error.code if isinstance(error.code, int) else int(error.code is not None)
+    elif error is not None:
+        code = 1
+        sys.excepthook(type(error), error, error.__traceback__)
+    stdio.flush()
+    os._exit(code)
+
+
+def _end_left(loop: asyncio.AbstractEventLoop, left: set[asyncio.Task[Any]]) -> None:
+    """What a coroutine has started and not waited for ends with it, as in `asyncio.run`."""
+    for task in left:
+        task.cancel()
+    loop.run_until_complete(asyncio.gather(*left, return_exceptions=True))
+    for task in left:
+        if not task.cancelled() and task.exception() is not None:
+            loop.call_exception_handler(
+                {"message": "a task that a remote coroutine left running has failed", "exception": task.exception(), "task": task}
+            )
 
 
 def _exit_error(error: SystemExit) -> BaseException:

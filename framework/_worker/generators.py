@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from framework._net.connection import Connection
+from framework._state.tasks import DYNAMIC
 from framework._worker.templates import ExecTemplate
 
 if TYPE_CHECKING:
@@ -60,11 +61,20 @@ class Producer:
             self._credits += credits
             self._notify()
 
+    def lost(self, connection: Connection) -> None:
+        """A connection has ended: nobody will ever take these items, if it was the one to our consumer."""
+        if connection is self._connection:
+            self.close()
+
     def close(self) -> None:
         """The consumer wants no more."""
         with self._wake:
             self._closed = True
             self._notify()
+
+    def _is_closed(self) -> bool:
+        """As `_closed`, which type checkers think cannot change within a loop."""
+        return self._closed
 
     def _notify(self) -> None:
         self._wake.notify_all()
@@ -81,7 +91,10 @@ class Producer:
     def run(self, iterable: Iterator[Any]) -> int:
         """A plain generator; returns the number of its items."""
         unique = self._unique
-        iterator = iter(iterable)
+        try:
+            iterator = iter(iterable)
+        except TypeError:
+            raise self._not_iterable(iterable) from None
         done = object()
         try:
             while not self._closed:
@@ -97,6 +110,13 @@ class Producer:
             if close is not None:
                 self._call(unique, close, [], {})
         return self._index
+
+    def _not_iterable(self, result: object) -> TypeError:
+        kind = "dynamic" if self._template.returns == DYNAMIC else "streaming"
+        return TypeError(
+            f'{self._template.name}() has num_returns="{kind}", so it must be a generator function or return an iterable; it '
+            f"returned {type(result).__name__}"
+        )
 
     def _allowed(self) -> bool:
         """Wait for a credit before the next item is made; False when the stream was closed."""
@@ -128,7 +148,7 @@ class Producer:
                     item = await anext(iterator)
                 except StopAsyncIteration:
                     break
-                if self._closed:
+                if self._is_closed():  # in the meantime
                     break
                 self._send(item)
                 del item
@@ -147,4 +167,5 @@ class Producer:
                 if self._spend():
                     return True
                 self._async_wake.clear()
-            await self._async_wake.wait()
+            with self._executor.runtime.blocked():
+                await self._async_wake.wait()

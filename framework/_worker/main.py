@@ -48,7 +48,7 @@ def run_worker(config: dict[str, Any]) -> int:
             _adopt_job(mine, {**spec["job_info"], "job": spec["job"]})
         executor.set_devices(gpus, spec["resources"].get("CPU", 0) // 10_000)
         host = ActorHost(executor, actor_id, spec, restarted)
-        executor.actor = host
+        executor.actor = runtime.actor_host = host
         executor.push((None, [host.start]))
 
     runtime.on_peer_joined = peer_joined

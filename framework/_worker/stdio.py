@@ -11,6 +11,7 @@ files. Their text counts for whoever wrote last by way of `sys.stdout` or `sys.s
 from __future__ import annotations
 
 import atexit
+import fcntl
 import io
 import os
 import sys
@@ -40,9 +41,10 @@ class LineWriter(io.BufferedIOBase):
     `sys.stdout` must not silence those after it on the same worker.
     """
 
-    def __init__(self, fd: int, name: str, current: CurrentName) -> None:
+    def __init__(self, fd: int, name: str, current: CurrentName, public_fd: int | None = None) -> None:
         self.name = name
         self._fd = fd
+        self._public_fd = fd if public_fd is None else public_fd
         self._current = current
         # Reentrant: signal handlers and finalizers print too, also in the middle of a write.
         self._lock = threading.RLock()
@@ -55,7 +57,7 @@ class LineWriter(io.BufferedIOBase):
         return True
 
     def fileno(self) -> int:
-        return self._fd
+        return self._public_fd
 
     def write(self, data: ReadableBuffer, /) -> int:
         """Take all of `data`; what ends in a newline is in the file on return. OSError as of `os.write`."""
@@ -151,6 +153,9 @@ def _redirect_one(fd: int, path: str) -> io.TextIOWrapper:
         except (OSError, ValueError):
             pass
     new_fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    # Ours, so that a task that closes the standard descriptor neither silences those after it nor has them write into whatever
+    # gets its number next.
+    private = fcntl.fcntl(new_fd, fcntl.F_DUPFD_CLOEXEC, 3)
     if new_fd != fd:
         os.dup2(new_fd, fd)  # inheritable, unlike new_fd
         os.close(new_fd)
@@ -158,7 +163,7 @@ def _redirect_one(fd: int, path: str) -> io.TextIOWrapper:
         os.set_inheritable(fd, True)
     if not _writers:
         atexit.register(flush)
-    writer = LineWriter(fd, "<stdout>" if fd == 1 else "<stderr>", _current)
+    writer = LineWriter(private, "<stdout>" if fd == 1 else "<stderr>", _current, public_fd=fd)
     _writers.append(writer)
     os.register_at_fork(after_in_child=writer.after_fork)
     return text_over(writer)

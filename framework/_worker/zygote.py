@@ -28,11 +28,19 @@ def die_with_parent(parent: int) -> None:
         os._exit(0)
 
 
-def run_zygote(sock: socket.socket, preload: Callable[[], None]) -> None:
-    """Serve fork requests until the socket ends. `preload` loads what workers need.
+EARLY_FORKS = 2
+EARLY_WAIT = 0.5
+
+
+def run_zygote(
+    sock: socket.socket, preload: Callable[[], None], preload_libraries: Callable[[], None], parent: int
+) -> None:
+    """Serve fork requests until the socket ends, or `parent` does. `preload` loads what every worker needs;
+    `preload_libraries` what takes long and only some need: the first workers (`EARLY_FORKS`) do not wait for it, and load it
+    themselves if they must. All later ones inherit it.
 
     Returns only in the zygote itself; workers end by `os._exit`."""
-    die_with_parent(os.getppid())
+    die_with_parent(parent)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     if "OMP_NUM_THREADS" not in os.environ:
@@ -40,9 +48,6 @@ def run_zygote(sock: socket.socket, preload: Callable[[], None]) -> None:
         os.environ["FRAMEWORK_OMP_DEFAULT"] = "1"  # nobody chose it: workers follow num_cpus, as Ray's do
     import msgpack
 
-    preload()
-    gc.collect()
-    gc.freeze()
     read_fd, write_fd = os.pipe()
     os.set_blocking(read_fd, False)
     os.set_blocking(write_fd, False)
@@ -50,8 +55,14 @@ def run_zygote(sock: socket.socket, preload: Callable[[], None]) -> None:
     signal.set_wakeup_fd(write_fd, warn_on_full_buffer=False)
     unpacker = msgpack.Unpacker(max_buffer_size=1 << 20)
     sock.setblocking(True)
+    preload()
+    gc.collect()
+    gc.freeze()
+    forks = 0
+    early: float | None = EARLY_WAIT
+    watched: list[Any] = [sock, read_fd]
     while True:
-        ready, _, _ = select.select([sock, read_fd], [], [])
+        ready, _, _ = select.select(watched, [], [], early)
         if read_fd in ready:
             with contextlib.suppress(BlockingIOError):
                 os.read(read_fd, 4096)
@@ -61,7 +72,17 @@ def run_zygote(sock: socket.socket, preload: Callable[[], None]) -> None:
             if not data:
                 return
             unpacker.feed(data)
-            for worker_id, env, config in unpacker:
+        for worker_id, env, config in unpacker:
+            _fork(sock, (read_fd, write_fd), worker_id, env, config, msgpack.packb)
+            forks += 1
+            if early is not None and forks >= EARLY_FORKS:
+                break
+        if early is not None and (forks >= EARLY_FORKS or not ready):
+            preload_libraries()
+            gc.collect()
+            gc.freeze()
+            early = None
+            for worker_id, env, config in unpacker:  # those that have waited
                 _fork(sock, (read_fd, write_fd), worker_id, env, config, msgpack.packb)
 
 

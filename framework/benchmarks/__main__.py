@@ -74,7 +74,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     settings = Settings(options.runs, options.seconds, options.quick, usable_cpus())
     machine, versions = facts.machine(), facts.versions()
     started = datetime.now(UTC).isoformat(timespec="seconds")
-    note = f"median of {settings.runs} runs of {settings.seconds:g} s" + (", quick" if settings.quick else "")
+    note = "one run" if settings.runs == 1 else f"median of {settings.runs} runs"
+    note += f" of {settings.seconds:g} s" + (", quick" if settings.quick else "")
     print(report.heading(machine, versions, note) + "\n", flush=True)
     results = run_all(selected, settings, options.timeout, _progress)
     if sys.stderr.isatty():

@@ -65,7 +65,7 @@ WORKLOADS: tuple[Workload, ...] = (
         "start-up",
         (
             Row("import + init + first result", SECONDS, INTERPRETER),
-            Row("import", SECONDS, INTERPRETER),
+            Row("import", SECONDS),
             Row("init", SECONDS),
             Row("first result", SECONDS),
             Row("shutdown", SECONDS),

@@ -1,4 +1,4 @@
-"""Every program in examples/ runs, at a small size, and prints what it should."""
+"""Every program in examples/ and README.md runs, at a small size, and prints what it should."""
 
 from __future__ import annotations
 
@@ -83,6 +83,25 @@ def test_web_service_self_test(tmp_path: Path) -> None:
     output = run(tmp_path, "web_service.py", "--self-test", *arguments)
     assert "60 answers in" in output
     assert "48 rows streamed, 0 wrong answers" in output
+
+
+# What the README's programs print, in their order.
+README_OUTPUT = (
+    "49\n[0, 1, 4, 9, 16, 25, 36, 49, 64, 81]\n",
+    "[0, 1, 4, 9, 16, 25, 36, 49, 64, 81]\n",
+    "0\n1\n4\n9\n16\n25\n36\n49\n64\n81\n",
+)
+
+
+def test_readme_programs(tmp_path: Path) -> None:
+    programs = re.findall(
+        r"^```python\n(.*?)^```$", (ROOT / "README.md").read_text(), re.DOTALL | re.MULTILINE
+    )
+    assert len(programs) == len(README_OUTPUT)
+    for number, (program, expected) in enumerate(zip(programs, README_OUTPUT, strict=True)):
+        path = tmp_path / f"readme_{number}.py"
+        path.write_text(program)
+        assert run(tmp_path, str(path)) == expected, program
 
 
 def start_service(cwd: Path) -> tuple[subprocess.Popen[str], str]:

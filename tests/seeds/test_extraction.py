@@ -6,7 +6,7 @@ import ast
 import textwrap
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from seed_harness import extract
 from seed_harness.extract import Cell
@@ -169,6 +169,7 @@ _STATEMENTS = st.sampled_from(
 )
 
 
+@settings(max_examples=50)
 @given(st.lists(st.lists(_STATEMENTS, min_size=1, max_size=4), max_size=5))
 def test_what_is_written_as_cells_is_read_as_cells(cells: list[list[str]]) -> None:
     codes = ["\n\n".join(cell) for cell in cells]

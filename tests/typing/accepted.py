@@ -122,4 +122,18 @@ async def sessions() -> None:
 def actors() -> None:
     counter = Counters.remote(1)
     counter.add.remote(2)
-    Counters.options(name="counter").remote(0)
+    counter.add.options(num_returns=1, concurrency_group="io").remote(2)
+    Counters.options(name="counter", lifetime="detached", max_restarts=-1).remote(0)
+
+
+@fw.remote(
+    num_cpus=0.5, resources={"disk": 1}, retry_exceptions=[OSError], runtime_env={"env_vars": {"A": "1"}}
+)
+def many_options() -> None: ...
+
+
+@fw.remote(max_concurrency=4, concurrency_groups={"io": 2})
+class WithMethods:
+    @fw.method(num_returns=2, timeout=1.5)
+    def pair(self) -> tuple[int, int]:
+        return 1, 2

@@ -20,6 +20,9 @@ def text() -> str:
     return ""
 
 
+class Counter: ...
+
+
 def wrong_arguments() -> None:
     increment.remote("one")  # error
     increment.remote()  # error
@@ -46,6 +49,20 @@ async def wrong_awaited() -> None:
 
 def called_directly() -> None:
     increment(1)  # error
+
+
+def wrong_options() -> None:
+    increment.options(num_cpu=1)  # error
+    increment.options(num_cpus="1")  # error
+    increment.options(max_restarts=1)  # error
+    fw.remote(num_cpu=1)  # error
+    fw.remote(num_returns="stream")  # error
+    fw.method(num_cpus=1)  # error
+    fw.remote(Counter).options(max_retries=1)  # error
+
+
+def wrong_target() -> None:
+    fw.remote(1)  # error
 
 
 def not_a_reference() -> None:

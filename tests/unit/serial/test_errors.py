@@ -98,11 +98,27 @@ class Attributes(Exception):
         self.__dict__.update(more)
 
 
+def test_constructors_with_required_arguments_are_no_hindrance() -> None:
+    error = transfer(NeedsArguments(4, "no"))
+    assert isinstance(error, NeedsArguments)
+    assert isinstance(error, TaskError)
+    assert error.code == 4
+    assert error.args == ("4: no",)
+
+
+class NeverRebuilt(Exception):
+    def __init__(self, code: int, reason: str) -> None:
+        super().__init__(f"{code}: {reason}")
+
+    def __reduce__(self) -> Any:
+        return (NeverRebuilt, ())
+
+
 def test_what_cannot_be_rebuilt_arrives_as_text() -> None:
-    error = transfer(raised(lambda: (_ for _ in ()).throw(NeedsArguments(4, "no"))))
+    error = transfer(raised(lambda: (_ for _ in ()).throw(NeverRebuilt(4, "no"))))
     assert type(error) is TaskError or isinstance(error, UnserializableCause)
     assert isinstance(error.cause, UnserializableCause)
-    assert error.cause.type_name.endswith("NeedsArguments")
+    assert error.cause.type_name.endswith("NeverRebuilt")
     assert "4: no" in error.cause.text
     assert "4: no" in str(error)
     assert "Traceback" in str(error)
@@ -173,9 +189,9 @@ def test_errors_passed_through_several_tasks() -> None:
 
 
 def test_a_lost_cause_keeps_its_name_through_tasks() -> None:
-    error = transfer(transfer(NeedsArguments(4, "no"), "inner"), "outer")
+    error = transfer(transfer(NeverRebuilt(4, "no"), "inner"), "outer")
     assert isinstance(error.cause, UnserializableCause)
-    assert error.cause.type_name.endswith("NeedsArguments")
+    assert error.cause.type_name.endswith("NeverRebuilt")
 
 
 def test_long_texts_are_cut_in_the_middle() -> None:

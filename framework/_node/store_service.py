@@ -1,0 +1,275 @@
+"""The node's object store, the shell: answers clients, moves blocks to disk and back in threads, hands out the arena."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import socket
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from framework import exceptions
+from framework._base import limits
+from framework._net.address import short_path
+from framework._net.connection import Connection, Frame, Handler
+from framework._net.listener import peer_uid
+from framework._state.store import StoreState
+from framework._store.arena import Arena, create_arena, send_arena
+from framework._wire import messages as m
+
+log = logging.getLogger("framework.store")
+
+Token = tuple[Connection, int]
+
+
+class StoreService:
+    """Handlers for the processes of this node. Lives on the node's loop."""
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        session_dir: str,
+        capacity: int,
+        spill_dir: str | None,
+        owner_of: Callable[[bytes], Connection | None],
+    ) -> None:
+        self._loop = loop
+        self._session_dir = session_dir
+        self._spill_dir = spill_dir or os.path.join(session_dir, "spill")
+        self._owner_of = owner_of
+        self._fd = create_arena(capacity, session_dir)
+        self._arena: Arena | None = None
+        self._threads: ThreadPoolExecutor | None = None
+        self._spill_count = 0
+        self._closed = False
+        self._warm = 0  #: memory below this offset has been used before
+        self.state = StoreState(capacity)
+        self.handlers: dict[int, Handler] = {
+            m.STORE_CREATE: self._create,
+            m.STORE_LEASE: self._lease,
+            m.STORE_ADOPT: self._adopt,
+            m.STORE_SEAL: self._seal,
+            m.STORE_ABORT: self._abort,
+            m.STORE_PIN: self._pin,
+            m.STORE_UNPIN: self._unpin,
+            m.STORE_FREE: self._free,
+            m.STORE_RETURN: self._return,
+            m.STORE_LIST: self._list,
+        }
+        self._listener = self._listen()
+
+    # ---- the arena -----------------------------------------------------------------------------------
+
+    def _listen(self) -> socket.socket:
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        sock.setblocking(False)
+        path = os.path.join(self._session_dir, "sockets", "store")
+        with short_path(path) as address:
+            sock.bind(address)
+        os.chmod(path, 0o600)
+        sock.listen(limits.LISTEN_BACKLOG)
+        self._loop.add_reader(sock.fileno(), self._hand_over)
+        return sock
+
+    def _hand_over(self) -> None:
+        """Somebody of this user wants to map the arena."""
+        while True:
+            try:
+                peer, _ = self._listener.accept()
+            except (BlockingIOError, InterruptedError):
+                return
+            with peer, contextlib.suppress(OSError):
+                if peer_uid(peer) in (None, os.getuid()):
+                    send_arena(peer, self._fd, self.state.allocator.capacity)
+
+    def _mapped(self) -> Arena:
+        if self._arena is None:
+            self._arena = Arena(os.dup(self._fd), self.state.allocator.capacity)
+        return self._arena
+
+    def close(self) -> None:
+        """Let go of everything; spilled files go with the session directory."""
+        if self._closed:
+            return
+        self._closed = True
+        self._loop.remove_reader(self._listener.fileno())
+        self._listener.close()
+        os.close(self._fd)
+        if self._threads is not None:
+            self._threads.shutdown(wait=False, cancel_futures=True)
+        if self._spill_count:
+            with contextlib.suppress(OSError):
+                for entry in os.scandir(self._spill_dir):
+                    if entry.name.startswith(self._spill_prefix()):
+                        os.unlink(entry.path)
+                os.rmdir(self._spill_dir)
+
+    def _spill_prefix(self) -> str:
+        return f"spill-{os.getpid()}-"
+
+    # ---- requests ------------------------------------------------------------------------------------
+
+    def _create(self, connection: Connection, frame: Frame) -> None:
+        _, rid, object_id, size, owner_ident = frame
+        owner = self._owner_of(owner_ident)
+        if owner is None:
+            connection.fail(rid, exceptions.OwnerDiedError(reason="the process that this value is for has ended"))
+            return
+        self._with_grace(self.state.create((connection, rid), connection, object_id, size, owner), (connection, rid))
+
+    def _pin(self, connection: Connection, frame: Frame) -> None:
+        self._with_grace(self.state.pin((connection, frame[1]), connection, frame[2]), (connection, frame[1]))
+
+    def _with_grace(self, commands: list[tuple[Any, ...]], token: Token) -> None:
+        answered = any(command[0] in ("placed", "view", "refuse") and command[1] == token for command in commands)
+        self._run(commands)
+        if not answered:
+            self._loop.call_later(limits.STORE_FULL_GRACE, self._give_up, token)
+
+    def _give_up(self, token: Token) -> None:
+        self._run(self.state.give_up(token))
+
+    def _lease(self, connection: Connection, frame: Frame) -> None:
+        _, rid, size = frame
+        size = min(size, self.state.allocator.capacity // 16)
+        (command,) = self.state.lease((connection, rid), connection, size)
+        if command[0] == "placed":
+            connection.reply(rid, [command[2], self.state.allocator.size_of(command[2])])
+        else:
+            connection.reply(rid, None)
+
+    def _adopt(self, connection: Connection, frame: Frame) -> None:
+        _, object_id, offset, size, owner_ident = frame
+        owner = self._owner_of(owner_ident)
+        self._run(self.state.adopt(connection, object_id, offset, size, owner or connection))
+        if owner is None:
+            self._run(self.state.free(object_id))
+
+    def _seal(self, connection: Connection, frame: Frame) -> None:
+        self._run(self.state.seal(frame[1], connection))
+
+    def _abort(self, connection: Connection, frame: Frame) -> None:
+        self._run(self.state.abort(frame[1], connection))
+
+    def _unpin(self, connection: Connection, frame: Frame) -> None:
+        for object_id in frame[1]:
+            self._run(self.state.unpin(object_id, connection))
+
+    def _free(self, connection: Connection, frame: Frame) -> None:
+        for object_id in frame[1]:
+            self._run(self.state.free(object_id))
+
+    def _return(self, connection: Connection, frame: Frame) -> None:
+        self._run(self.state.give_back(connection, frame[1]))
+
+    def _list(self, connection: Connection, frame: Frame) -> None:
+        connection.reply(frame[1], {"objects": self.state.describe(), "stats": self.state.stats})
+
+    def peer_lost(self, connection: Connection) -> None:
+        """A process of this node has ended."""
+        self._run(self.state.holder_gone(connection))
+
+    # ---- commands ------------------------------------------------------------------------------------
+
+    def _run(self, commands: list[tuple[Any, ...]]) -> None:
+        for command in commands:
+            word = command[0]
+            if word == "placed":
+                connection, rid = command[1]
+                offset = command[2]
+                warm = offset + self.state.allocator.size_of(offset) <= self._warm
+                self._warm = max(self._warm, self.state.allocator.high)
+                if not connection.closed:
+                    connection.reply(rid, [offset, warm])
+            elif word == "view":
+                connection, rid = command[1]
+                if not connection.closed:
+                    connection.reply(rid, [command[2], command[3]])
+            elif word == "refuse":
+                connection, rid = command[1]
+                if not connection.closed:
+                    error = getattr(exceptions, command[2])
+                    is_lost = issubclass(error, exceptions.ObjectLostError)
+                    connection.fail(rid, error(reason=command[3]) if is_lost else error(command[3]))
+            elif word == "spill":
+                self._spill(*command[1:])
+            elif word == "restore":
+                self._restore(*command[1:])
+            elif word == "unlink":
+                self._pool().submit(_unlink, command[1])
+            elif word == "recall":
+                if not command[1].closed:
+                    command[1].cast(m.STORE_RECALL)
+
+    def _pool(self) -> ThreadPoolExecutor:
+        if self._threads is None:
+            self._threads = ThreadPoolExecutor(2, thread_name_prefix="spill")
+        return self._threads
+
+    def _spill(self, object_id: bytes, offset: int, size: int) -> None:
+        self._spill_count += 1
+        path = os.path.join(self._spill_dir, f"{self._spill_prefix()}{self._spill_count}")
+        memory = self._mapped().memory(offset, size)
+        future = self._loop.run_in_executor(self._pool(), _write_file, path, memory)
+
+        def done(future: asyncio.Future[None]) -> None:
+            if self._closed or future.cancelled():
+                return
+            error = future.exception()
+            if error is None:
+                self._run(self.state.spilled(object_id, path))
+            else:
+                log.error("object %s cannot be spilled: %s", object_id.hex(), error)
+                self._run(self.state.spill_failed(object_id, str(error)))
+
+        future.add_done_callback(done)
+
+    def _restore(self, object_id: bytes, path: str, offset: int, size: int) -> None:
+        memory = self._mapped().memory(offset, size)
+        future = self._loop.run_in_executor(self._pool(), _read_file, path, memory)
+
+        def done(future: asyncio.Future[None]) -> None:
+            if self._closed or future.cancelled():
+                return
+            error = future.exception()
+            if error is None:
+                self._run(self.state.restored(object_id))
+            else:
+                log.error("object %s cannot be restored: %s", object_id.hex(), error)
+                self._run(self.state.restore_failed(object_id, str(error)))
+
+        future.add_done_callback(done)
+
+
+def _write_file(path: str, memory: memoryview) -> None:
+    os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    try:
+        with memory:
+            done = 0
+            while done < len(memory):
+                done += os.write(fd, memory[done : done + (1 << 26)])
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(path)
+        raise
+    finally:
+        os.close(fd)
+
+
+def _read_file(path: str, memory: memoryview) -> None:
+    with open(path, "rb", buffering=0) as file, memory:
+        done = 0
+        while done < len(memory):
+            count = file.readinto(memory[done : done + (1 << 26)])
+            if not count:
+                raise OSError(f"{path} is shorter than the object: {done} of {len(memory)} bytes")
+            done += count
+
+
+def _unlink(path: str) -> None:
+    with contextlib.suppress(OSError):
+        os.unlink(path)

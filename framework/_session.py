@@ -1,0 +1,395 @@
+"""Sessions: `init`, `shutdown`, and what `init` returns.
+
+Light on purpose: nothing heavy is imported before the node process has been started, so that it starts while this process
+loads the rest.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import os
+import sys
+from collections.abc import Iterator, Mapping
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self, cast
+
+from framework._base import limits
+from framework._base import resources as res
+from framework._base.ids import WORKER_ID_SIZE
+from framework._runtime.current import (
+    existing,
+    forget_shutdown,
+    is_fork,
+    set_auto_init,
+    set_current,
+    start_lock,
+)
+
+if TYPE_CHECKING:
+    from framework._node.local import LocalNode
+    from framework._runtime.output import LogPrinter
+    from framework._runtime.runtime import Runtime
+    from framework.exceptions import FrameworkError
+
+
+class _Session:
+    """What `shutdown` has to undo."""
+
+    def __init__(self) -> None:
+        self.node: LocalNode | None = None
+        self.printer: LogPrinter | None = None
+        self.context: Context | None = None
+        self.registered = False
+
+
+_session = _Session()
+
+
+class Context(Mapping[str, Any]):
+    """What `init` returns: facts of the session, to be used with ``with`` or ``async with``, which shut it down at the end.
+
+    As a mapping it has ``session_dir``, ``node_id``, ``job_id``, ``namespace`` and ``address``.
+    """
+
+    def __init__(self, runtime: Any, ready: bool) -> None:
+        self._runtime = runtime
+        self._ready = ready
+
+    def _facts(self) -> dict[str, Any]:
+        config = self._runtime.config
+        return {
+            "session_dir": config.session_dir,
+            "address": config.session_dir,
+            "node_id": config.node_id.hex(),
+            "job_id": config.job.hex(),
+            "namespace": config.namespace,
+            "node_ip_address": config.node_ip,
+        }
+
+    @property
+    def address_info(self) -> dict[str, Any]:
+        """All facts in a dict."""
+        return self._facts()
+
+    @property
+    def session_dir(self) -> str:
+        """The directory with the session's logs and sockets."""
+        return cast(str, self._runtime.config.session_dir)
+
+    @property
+    def dashboard_url(self) -> str:
+        """There is none yet: an empty string."""
+        return ""
+
+    def __getitem__(self, name: str) -> Any:
+        return self._facts()[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._facts())
+
+    def __len__(self) -> int:
+        return len(self._facts())
+
+    def disconnect(self) -> None:
+        """As `shutdown`."""
+        shutdown()
+
+    def __enter__(self) -> Self:
+        try:
+            self._runtime.node_ready.result(limits.NODE_START_TIMEOUT)
+        except BaseException as error:
+            raise _failed_start(error) from None
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        shutdown()
+
+    async def __aenter__(self) -> Self:
+        import asyncio
+
+        try:
+            # Shielded: whoever stops waiting here must not cancel what others wait for.
+            ready = asyncio.shield(asyncio.wrap_future(self._runtime.node_ready))
+            await asyncio.wait_for(ready, limits.NODE_START_TIMEOUT)
+        except BaseException as error:
+            # No block, no end of the block: what was started is ended here.
+            problem = await asyncio.shield(asyncio.to_thread(_failed_start, error))
+            raise problem from None
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        import asyncio
+
+        await asyncio.to_thread(shutdown)
+
+    def __repr__(self) -> str:
+        return f"<framework session {self.session_dir}>"
+
+
+def init(
+    address: str | None = None,
+    *,
+    num_cpus: float | None = None,
+    num_gpus: float | None = None,
+    resources: dict[str, float] | None = None,
+    object_store_memory: int | None = None,
+    memory: float | None = None,
+    namespace: str | None = None,
+    ignore_reinit_error: bool = False,
+    log_to_driver: bool = True,
+    runtime_env: dict[str, Any] | None = None,
+    configure_logging: bool = True,
+    logging_level: int | str | None = None,
+    include_dashboard: bool | None = None,
+    local_mode: bool = False,
+    **unknown: Any,
+) -> Context:
+    """Start a session, or connect to one.
+
+    Without `address` (and without ``FRAMEWORK_ADDRESS`` in the environment) it starts a node process on this machine that ends
+    with this process. `address` is the session directory of a running node.
+
+    - `num_cpus`, `num_gpus`, `memory` (bytes), `resources`: what the new node offers; found out where not given.
+    - `namespace`: where names of actors are looked up; by default one of this job's own.
+    - `ignore_reinit_error`: return the running session instead of raising when `init` was called before.
+    - `log_to_driver`: show here what tasks print.
+
+    Blocks until the node is up (about 0.2 s), except inside of a running event loop: there the start goes on in the background,
+    ``async with init()`` waits for it, and calls made before it is done are queued.
+
+    Raises `AlreadyInitializedError` when called twice, `ConnectionFailedError` for an address where nothing answers,
+    `ValueError` or `TypeError` for arguments that make no sense, `LocalNodeDiedError` when the node cannot start.
+    """
+    _check_init(unknown, local_mode, object_store_memory, namespace)
+    with start_lock():
+        running = existing()
+        if running is not None:
+            if ignore_reinit_error and _session.context is not None:
+                return _session.context
+            if not running.config.is_driver:
+                return Context(running, True)
+            from framework.exceptions import AlreadyInitializedError
+
+            raise AlreadyInitializedError(
+                "init() was called before in this process: call shutdown() first, or pass ignore_reinit_error=True"
+            )
+        wanted = {
+            "num_cpus": num_cpus,
+            "num_gpus": num_gpus,
+            "memory": memory,
+            "resources": resources,
+        }
+        res.parse(num_cpus, num_gpus, memory, resources, default_cpus=1)  # errors before anything is started
+        address = address or os.environ.get("FRAMEWORK_ADDRESS") or None
+        context = _start(address, wanted, namespace, log_to_driver)
+    if not _in_loop():
+        try:
+            context._runtime.node_ready.result(limits.NODE_START_TIMEOUT)
+        except BaseException as error:
+            raise _failed_start(error) from None
+    return context
+
+
+def _check_init(
+    unknown: dict[str, Any], local_mode: bool, object_store_memory: int | None, namespace: str | None
+) -> None:
+    if unknown:
+        import difflib
+        import inspect
+
+        name = next(iter(unknown))
+        valid = [p for p in inspect.signature(init).parameters if p != "unknown"]
+        ignored = [n for n in unknown if n.startswith("_") or n.startswith("dashboard") or n in _IGNORED]
+        if len(ignored) < len(unknown):
+            name = next(n for n in unknown if n not in ignored)
+            close = difflib.get_close_matches(name, valid, n=1)
+            hint = f"; did you mean {close[0]!r}?" if close else ""
+            raise ValueError(f"init() has no argument {name!r}{hint} Valid: {', '.join(valid)}")
+    if local_mode:
+        raise ValueError("local_mode is not supported: a session starts fast enough to be used in tests")
+    if object_store_memory is not None and (
+        isinstance(object_store_memory, bool) or not isinstance(object_store_memory, int | float) or object_store_memory <= 0
+    ):
+        raise ValueError(f"object_store_memory is a positive number of bytes, got {object_store_memory!r}")
+    if namespace is not None and (not isinstance(namespace, str) or not namespace):
+        raise ValueError(f"namespace is a non-empty str, got {namespace!r}")
+
+
+_IGNORED = frozenset({"logging_format", "log_level", "enable_resource_isolation", "labels", "job_config"})
+
+
+def _in_loop() -> bool:
+    asyncio = sys.modules.get("asyncio")
+    return asyncio is not None and asyncio._get_running_loop() is not None
+
+
+def _start(address: str | None, wanted: dict[str, Any], namespace: str | None, log_to_driver: bool) -> Context:
+    forget_shutdown()
+    identity = os.urandom(WORKER_ID_SIZE)
+    node = None
+    runtime: Runtime | None = None
+    try:
+        if address is None or address == "local":
+            from framework._node.local import LocalNode
+
+            node = LocalNode(wanted)
+            session_dir = node.session_dir
+        else:
+            session_dir = _session_at(address)
+        from framework import _boot  # the node process starts meanwhile
+        from framework._runtime.output import LogPrinter
+
+        config = _boot.Config(session_dir=session_dir, worker_id=identity, is_driver=True)
+        config.namespace = namespace or f"anonymous-{identity.hex()[:16]}"
+        config.log_to_driver = log_to_driver
+        config.job_facts = {"sys_path": _search_path(), "cwd": _working_directory(), "namespace": config.namespace}
+        runtime = _boot.make_runtime(config)
+        runtime.start()
+        if log_to_driver:
+            _session.printer = LogPrinter(runtime)
+        if node is not None:
+            _boot.attach(node, runtime)
+        else:
+            _boot.connect(runtime)
+    except BaseException:
+        if _session.printer is not None:
+            _session.printer.close()
+            _session.printer = None
+        if runtime is not None:
+            runtime.stop()
+        if node is not None:
+            node.process.kill()
+            node.wait()
+        raise
+    _session.node = node
+    set_current(runtime)
+    context = _session.context = Context(runtime, False)
+    if not _session.registered:
+        _session.registered = True
+        atexit.register(_at_exit)
+    return context
+
+
+def _session_at(address: str) -> str:
+    from framework.exceptions import ConnectionFailedError
+
+    if not isinstance(address, str):
+        raise TypeError(f"address is a str, got {address!r}")
+    if os.path.isdir(os.path.join(address, "sockets")):
+        return os.path.abspath(address)
+    raise ConnectionFailedError(
+        f"nothing answers at address {address!r}: it is not the directory of a running session (clusters of several machines, "
+        "with addresses host:port, are not supported yet). Without an address, init() starts a node on this machine"
+    )
+
+
+def _working_directory() -> str:
+    try:
+        return os.getcwd()
+    except OSError:  # it was removed
+        return ""
+
+
+def _search_path() -> list[str]:
+    """`sys.path` as other processes can use it: the empty entry means this process's working directory."""
+    here = _working_directory()
+    entries = [here if entry == "" else entry for entry in sys.path if isinstance(entry, str)]
+    return [entry for entry in entries if entry]
+
+
+def _failed_start(error: BaseException) -> BaseException:
+    """Clean up after a start that did not succeed; the error to raise."""
+    from framework.exceptions import FrameworkError
+
+    problem = _explain(error) if isinstance(error, FrameworkError) else error
+    shutdown()
+    return problem
+
+
+def _explain(error: FrameworkError) -> FrameworkError:
+    node = _session.node
+    if node is None or not node.process.wait(1.0):
+        return error
+    from framework.exceptions import LocalNodeDiedError
+
+    return LocalNodeDiedError(node.last_words())
+
+
+def shutdown(_exiting_interpreter: bool = False) -> None:
+    """End the session: its tasks and actors, its node if this process started it. Does nothing when there is none. What
+    tasks have printed is shown first. Afterwards `init` may be called again. A second Ctrl-C ends the waiting."""
+    with start_lock():
+        runtime = existing()
+        if runtime is None:
+            if is_fork():
+                set_current(None)  # the session is our parent's: only let go of it
+            return
+        if not runtime.config.is_driver:
+            return
+        node, printer = _session.node, _session.printer
+        _session.node = _session.printer = _session.context = None
+        runtime.closing = True
+        orderly = False
+        try:
+            orderly = _say_goodbye(runtime, node is not None)
+            if printer is not None:
+                printer.close()
+        except BaseException:
+            orderly = False
+            raise
+        finally:
+            if node is not None and not orderly:
+                node.process.kill()
+            set_current(None)
+            try:
+                runtime.stop()
+            finally:
+                if node is not None:
+                    node.wait()
+
+
+def _say_goodbye(runtime: Runtime, stop_node: bool) -> bool:
+    """Collect what was printed, ask our node to end. False when it does not answer."""
+    from framework._wire import messages as m
+
+    async def farewell() -> None:
+        import asyncio
+
+        node = runtime.node
+        if node is None or node.closed:
+            return
+        if runtime.config.log_to_driver:
+            await asyncio.wait_for(node.call(m.LOG_FLUSH), limits.SHUTDOWN_GRACE)
+        if stop_node:
+            node.cast(m.NODE_STOP, "its driver has called shutdown()")
+            node.flush()
+
+    if not runtime.node_ready.done() or runtime.dead is not None:
+        return False
+    try:
+        runtime.run_sync(farewell(), 2 * limits.SHUTDOWN_GRACE)
+    except Exception:
+        return False
+    return True
+
+
+def _at_exit() -> None:
+    with contextlib.suppress(KeyboardInterrupt):  # a second Ctrl-C: its traceback would be of no use
+        shutdown()
+
+
+def is_initialized() -> bool:
+    """Whether this process has a session (a worker always has)."""
+    return existing() is not None
+
+
+def _auto_init() -> None:
+    init()
+
+
+set_auto_init(_auto_init)

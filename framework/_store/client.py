@@ -1,0 +1,273 @@
+"""A process's access to the store of its node: write a value into a block, read one as views, keep and drop pins.
+
+Writing: small objects go into a region that the client has leased, without asking the node each time; large ones ask for a
+block. Reading: the first view of an object asks for a pin; the client then keeps the view for a while (`_kept`), so that reading
+again costs nothing, until the object is freed, too many are kept, or the node is short of memory (`recall`).
+
+A view is an array over the block, from which everything that the user sees is made. When the last of it is collected, a
+weak reference says so, wherever that happens: it may only append to a deque; `drain` then tells the node.
+"""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from collections import OrderedDict, deque
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from framework._base import limits
+from framework._state.allocator import aligned
+from framework._store import layout
+from framework._store.arena import Arena
+from framework._wire import messages as m
+
+View = NDArray[np.uint8]
+
+
+class NodeLink(Protocol):
+    """What the client needs of its process: messages to the node."""
+
+    def node_call(self, opcode: int, *fields: object) -> Any:
+        """Any thread but the loop's: a call to the node; blocks for its answer."""
+
+    def node_cast(self, opcode: int, *fields: object) -> None:
+        """Any thread: a message to the node."""
+
+    def open_arena(self) -> Arena:
+        """Map the node's arena; blocks shortly."""
+
+
+class _Region:
+    """The rest of a leased region: objects are placed from `offset` on."""
+
+    __slots__ = ("offset", "room")
+
+    def __init__(self) -> None:
+        self.offset = -1
+        self.room = 0
+
+
+class _Unsealed:
+    """An array that the user fills in place (`empty`)."""
+
+    __slots__ = ("base", "object_id", "offset", "size")
+
+    def __init__(self, object_id: bytes, offset: int, size: int, base: weakref.ref[View]) -> None:
+        self.object_id = object_id
+        self.offset = offset
+        self.size = size
+        self.base = base
+
+
+class StoreClient:
+    """The store as one process sees it. Methods may be called from any thread but the runtime's loop, unless they say otherwise."""
+
+    def __init__(self, link: NodeLink) -> None:
+        self._link = link
+        self._arena: Arena | None = None
+        self._lock = threading.Lock()
+        self._region = _Region()
+        self._kept: OrderedDict[bytes, View] = OrderedDict()
+        self._views: dict[bytes, weakref.ref[View]] = {}
+        self._refs: set[weakref.ref[View]] = set()
+        self._ended: deque[tuple[bytes, weakref.ref[View]]] = deque()
+        self._unsealed: dict[int, _Unsealed] = {}
+        self._abandoned: deque[int] = deque()
+
+    def _opened(self) -> Arena:
+        arena = self._arena
+        if arena is None:
+            arena = self._link.open_arena()
+            with self._lock:
+                if self._arena is None:
+                    self._arena = arena
+                arena = self._arena
+        return arena
+
+    # ---- writing -------------------------------------------------------------------------------------
+
+    def write(self, object_id: bytes, wire: Any, owner: bytes) -> int:
+        """Store an encoded value (wire form 0, or a bare pickle) under this id, for the process `owner`; the size of its block.
+
+        Raises `ObjectStoreFullError` and `OutOfDiskError`.
+        """
+        pickled, buffers = (wire, []) if isinstance(wire, bytes) else (wire[1], wire[3:])
+        views = [memoryview(b).cast("B") if memoryview(b).nbytes else memoryview(b"") for b in buffers]
+        header, pickle_offset, places, size = layout.plan(len(pickled), [v.nbytes for v in views])
+        arena = self._opened()
+        small = aligned(size) <= limits.STORE_REGION_OBJECT
+        if small:
+            with self._lock:
+                offset = self._place(size)
+                if offset >= 0:
+                    self._fill(arena, offset, size, header, pickle_offset, pickled, places, views)
+                    self._link.node_cast(m.STORE_ADOPT, object_id, offset, size, owner)
+                    return size
+        offset, warm = self._link.node_call(m.STORE_CREATE, object_id, size, owner)
+        if not warm and size >= limits.STORE_POPULATE:
+            arena.populate(offset, aligned(size))
+        try:
+            self._fill(arena, offset, size, header, pickle_offset, pickled, places, views)
+        except BaseException:
+            self._link.node_cast(m.STORE_ABORT, object_id)
+            raise
+        self._link.node_cast(m.STORE_SEAL, object_id)
+        return size
+
+    def _place(self, size: int) -> int:
+        """With the lock: room for a small object in the region; -1 when none can be had without waiting."""
+        region, needed = self._region, aligned(size)
+        if region.room < needed:
+            if region.offset >= 0:
+                self._link.node_cast(m.STORE_RETURN, region.offset)
+                region.offset, region.room = -1, 0
+            found = self._link.node_call(m.STORE_LEASE, limits.STORE_REGION)
+            if found is None:
+                return -1
+            region.offset, region.room = found
+        offset = region.offset
+        region.offset += needed
+        region.room -= needed
+        if region.room == 0:
+            region.offset = -1
+        return offset
+
+    @staticmethod
+    def _fill(
+        arena: Arena,
+        offset: int,
+        size: int,
+        header: bytes,
+        pickle_offset: int,
+        pickled: Any,
+        places: list[tuple[int, int]],
+        views: list[memoryview],
+    ) -> None:
+        layout.write_head(arena.memory(offset, size), header, pickle_offset, pickled)
+        for (place, _), view in zip(places, views, strict=True):
+            arena.copy_in(offset + place, view)
+
+    def has_room(self, size: int) -> bool:
+        """Whether an object of this size can be placed without waiting for the node."""
+        return self._arena is not None and self._region.room >= aligned(size + layout.HEADER_ROOM)
+
+    # ---- reading -------------------------------------------------------------------------------------
+
+    def read(self, object_id: bytes) -> list[Any]:
+        """Wire form 0 of a stored value, as views that pin it. Raises `ObjectLostError` when it is not in this node's store."""
+        view = self._kept.get(object_id)
+        if view is None:
+            view = self._pinned(object_id)
+        return layout.parts(memoryview(view.data))
+
+    def _pinned(self, object_id: bytes) -> View:
+        known = self._views.get(object_id)
+        view = known() if known is not None else None
+        if view is None:
+            arena = self._opened()
+            offset, size = self._link.node_call(m.STORE_PIN, object_id)
+            view = self._watch(object_id, arena.base(offset, size))
+        with self._lock:
+            self._kept[object_id] = view
+            while len(self._kept) > limits.STORE_KEPT_VIEWS:
+                self._kept.popitem(last=False)
+        return view
+
+    def _watch(self, object_id: bytes, view: View) -> View:
+        ended, refs = self._ended, self._refs
+
+        def end(ref: weakref.ref[View]) -> None:
+            ended.append((object_id, ref))
+
+        ref = weakref.ref(view, end)
+        refs.add(ref)
+        self._views[object_id] = ref
+        return view
+
+    def forget(self, object_id: bytes) -> None:
+        """The object is not referenced here any more: its views live as long as somebody uses them."""
+        self._kept.pop(object_id, None)
+
+    def free(self, object_ids: list[bytes]) -> None:
+        """The owner does not need these any more."""
+        for object_id in object_ids:
+            self._kept.pop(object_id, None)
+        self.drain()
+        self._link.node_cast(m.STORE_FREE, object_ids)
+
+    def drain(self) -> None:
+        """Tell the node of views that have ended since last time."""
+        ended = self._ended
+        gone = []
+        while ended:
+            object_id, ref = ended.popleft()
+            self._refs.discard(ref)
+            if self._views.get(object_id) is ref:
+                del self._views[object_id]
+            gone.append(object_id)
+        if gone:
+            self._link.node_cast(m.STORE_UNPIN, gone)
+        while self._abandoned:
+            unsealed = self._unsealed.pop(self._abandoned.popleft(), None)
+            if unsealed is not None:
+                self._link.node_cast(m.STORE_ABORT, unsealed.object_id)
+
+    @property
+    def waiting(self) -> bool:
+        """Whether `drain` has something to do."""
+        return bool(self._ended or self._abandoned)
+
+    def recall(self) -> None:
+        """The node is short of memory: give back the region and let go of views that nobody uses (loop)."""
+        if self._lock.acquire(False):
+            try:
+                self._kept.clear()
+                if self._region.offset >= 0:
+                    self._link.node_cast(m.STORE_RETURN, self._region.offset)
+                    self._region.offset, self._region.room = -1, 0
+            finally:
+                self._lock.release()
+        else:
+            self._kept.clear()
+        self.drain()
+
+    # ---- arrays in place -----------------------------------------------------------------------------
+
+    def reserve(self, object_id: bytes, nbytes: int, owner: bytes) -> View:
+        """A writable block for the data of an array that the user will fill and put."""
+        arena = self._opened()
+        size = layout.HEADER_ROOM + nbytes
+        offset, warm = self._link.node_call(m.STORE_CREATE, object_id, size, owner)
+        if not warm and size >= limits.STORE_POPULATE:
+            arena.populate(offset, aligned(size))
+        base = arena.base(offset + layout.HEADER_ROOM, nbytes, writable=True)
+        address = int(base.__array_interface__["data"][0])
+        abandoned = self._abandoned
+        ref = weakref.ref(base, lambda _: abandoned.append(address))
+        self._unsealed[address] = _Unsealed(object_id, offset, size, ref)
+        return base
+
+    def in_place(self, array: Any, seal: Callable[[bytes], bytes]) -> tuple[bytes, int] | None:
+        """If `array` is exactly one that `reserve` gave, seal it: (object id, size of its block). Else None.
+
+        `seal(object_id)` returns the pickle that describes the array around its data.
+        """
+        if not self._unsealed or not isinstance(array, np.ndarray):
+            return None
+        address = int(array.__array_interface__["data"][0])
+        unsealed = self._unsealed.get(address)
+        if unsealed is None or array.nbytes != unsealed.size - layout.HEADER_ROOM:
+            return None
+        pickled = seal(unsealed.object_id)
+        try:
+            header, pickle_offset, _, size = layout.plan_in_place(len(pickled), array.nbytes)
+        except ValueError:
+            return None
+        del self._unsealed[address]
+        layout.write_head(self._opened().memory(unsealed.offset, size), header, pickle_offset, pickled)
+        self._link.node_cast(m.STORE_SEAL, unsealed.object_id)
+        return unsealed.object_id, size

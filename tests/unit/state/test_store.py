@@ -1,0 +1,266 @@
+"""The store's index against a model: what is pinned stays where it is, what is alive can be read, nothing else remains."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from framework._state.allocator import ALIGNMENT, aligned
+from framework._state.store import StoreState
+
+CAPACITY = 32 * ALIGNMENT
+CLIENTS = ("a", "b", "c")
+
+
+class StoreMachine(RuleBasedStateMachine):
+    """Carries out the commands as the shell would, with a dict for a disk and a bytearray per block for contents."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.store = StoreState(CAPACITY)
+        self.memory: dict[int, bytes] = {}  # offset -> contents
+        self.disk: dict[str, bytes] = {}
+        self.placed: dict[bytes, tuple[int, str]] = {}  # unsealed: id -> (offset, writer)
+        self.waiting_create: dict[bytes, tuple[str, int]] = {}
+        self.alive: dict[bytes, str] = {}  # sealed, not freed: id -> owner
+        self.contents: dict[bytes, bytes] = {}
+        self.pins: dict[tuple[bytes, str], list[int]] = {}  # offsets read
+        self.pending_io: list[tuple[Any, ...]] = []
+        self.waiting_pins: dict[int, tuple[bytes, str]] = {}
+        self.counter = 0
+
+    def run(self, commands: list[tuple[Any, ...]]) -> None:
+        for command in commands:
+            word = command[0]
+            if word == "placed":
+                object_id, writer = command[1]
+                self.waiting_create.pop(object_id, None)
+                self.placed[object_id] = (command[2], writer)
+            elif word == "view":
+                object_id, reader = self.waiting_pins.pop(command[1])
+                assert self.memory[command[2]] == self.contents[object_id]
+                self.pins.setdefault((object_id, reader), []).append(command[2])
+            elif word == "refuse":
+                token = command[1]
+                if isinstance(token, tuple):
+                    self.waiting_create.pop(token[0], None)
+                else:
+                    object_id, _ = self.waiting_pins.pop(token)
+                    assert command[2] != "ObjectLostError" or object_id not in self.alive
+            elif word in ("spill", "restore"):
+                self.pending_io.append(command)
+            elif word == "unlink":
+                del self.disk[command[1]]
+
+    @rule(size=st.integers(1, 12 * ALIGNMENT), writer=st.sampled_from(CLIENTS), owner=st.sampled_from(CLIENTS))
+    def create(self, size: int, writer: str, owner: str) -> None:
+        self.counter += 1
+        object_id = self.counter.to_bytes(28, "big")
+        self.contents[object_id] = object_id
+        self.waiting_create[object_id] = (writer, size)
+        self.owners = {**getattr(self, "owners", {}), object_id: owner}
+        self.run(self.store.create((object_id, writer), writer, object_id, size, owner))
+
+    @precondition(lambda self: self.placed)
+    @rule(data=st.data())
+    def seal(self, data: st.DataObject) -> None:
+        object_id = data.draw(st.sampled_from(sorted(self.placed)))
+        offset, writer = self.placed.pop(object_id)
+        self.memory[offset] = self.contents[object_id]
+        self.alive[object_id] = self.owners[object_id]
+        self.run(self.store.seal(object_id, writer))
+
+    @precondition(lambda self: self.placed)
+    @rule(data=st.data())
+    def abort(self, data: st.DataObject) -> None:
+        object_id = data.draw(st.sampled_from(sorted(self.placed)))
+        _, writer = self.placed.pop(object_id)
+        self.run(self.store.abort(object_id, writer))
+
+    @precondition(lambda self: self.alive)
+    @rule(data=st.data(), reader=st.sampled_from(CLIENTS))
+    def pin(self, data: st.DataObject, reader: str) -> None:
+        object_id = data.draw(st.sampled_from(sorted(self.alive)))
+        self.counter += 1
+        self.waiting_pins[self.counter] = (object_id, reader)
+        self.run(self.store.pin(self.counter, reader, object_id))
+
+    @precondition(lambda self: self.pins)
+    @rule(data=st.data())
+    def unpin(self, data: st.DataObject) -> None:
+        object_id, reader = data.draw(st.sampled_from(sorted(self.pins)))
+        self.pins[(object_id, reader)].pop()
+        if not self.pins[(object_id, reader)]:
+            del self.pins[(object_id, reader)]
+        self.run(self.store.unpin(object_id, reader))
+
+    @precondition(lambda self: self.alive)
+    @rule(data=st.data())
+    def free(self, data: st.DataObject) -> None:
+        object_id = data.draw(st.sampled_from(sorted(self.alive)))
+        del self.alive[object_id]
+        self.run(self.store.free(object_id))
+
+    @precondition(lambda self: self.pending_io)
+    @rule(data=st.data(), fails=st.booleans())
+    def finish_io(self, data: st.DataObject, fails: bool) -> None:
+        command = self.pending_io.pop(data.draw(st.integers(0, len(self.pending_io) - 1)))
+        object_id = command[1]
+        if command[0] == "spill":
+            if fails:
+                self.run(self.store.spill_failed(object_id, "disk full"))
+                return
+            self.counter += 1
+            path = f"file-{self.counter}"
+            self.disk[path] = self.memory[command[2]]
+            self.run(self.store.spilled(object_id, path))
+        else:
+            self.memory[command[3]] = self.disk[command[2]]
+            self.run(self.store.restored(object_id))
+
+    @precondition(lambda self: self.waiting_create or self.waiting_pins)
+    @rule(data=st.data())
+    def give_up(self, data: st.DataObject) -> None:
+        tokens = [(i, w[0]) for i, w in self.waiting_create.items()] + sorted(self.waiting_pins)
+        self.run(self.store.give_up(data.draw(st.sampled_from(tokens))))
+
+    @rule(client=st.sampled_from(CLIENTS))
+    def client_dies(self, client: str) -> None:
+        self.placed = {i: p for i, p in self.placed.items() if p[1] != client and self.owners[i] != client}
+        self.waiting_create = {i: w for i, w in self.waiting_create.items() if w[0] != client}
+        self.alive = {i: o for i, o in self.alive.items() if o != client}
+        self.pins = {k: v for k, v in self.pins.items() if k[1] != client}
+        self.waiting_pins = {t: k for t, k in self.waiting_pins.items() if k[1] != client}
+        self.run(self.store.holder_gone(client))
+
+    @invariant()
+    def pinned_blocks_do_not_move(self) -> None:
+        for (object_id, _), offsets in self.pins.items():
+            for offset in offsets:
+                assert self.memory[offset] == self.contents[object_id]
+
+    @invariant()
+    def blocks_do_not_overlap(self) -> None:
+        position = 0
+        for offset, size in sorted(self.store.allocator.blocks().items()):
+            assert offset >= position
+            position = offset + size
+
+    @invariant()
+    def all_that_is_alive_is_known(self) -> None:
+        for object_id in self.alive:
+            assert object_id in self.store.blocks
+
+    def teardown(self) -> None:
+        for object_id in list(self.alive):
+            self.run(self.store.free(object_id))
+        self.alive.clear()
+        for client in CLIENTS:
+            self.client_dies(client)
+        while self.pending_io:
+            command = self.pending_io.pop()
+            if command[0] == "spill":
+                self.run(self.store.spill_failed(command[1], "end"))
+            else:
+                self.run(self.store.restored(command[1]))
+        assert self.store.blocks == {}
+        assert self.store.allocator.used == 0
+        assert self.store.stats["pins"] == 0
+        assert self.store.stats["waiting"] == 0
+        assert self.disk == {}
+        assert self.store.spilled_bytes == 0
+
+
+TestStore = pytest.mark.slow(StoreMachine.TestCase)
+TestStore.settings = settings(max_examples=100, stateful_step_count=50, deadline=None)
+
+
+def make(store: StoreState, number: int, size: int) -> bytes:
+    object_id = number.to_bytes(28, "big")
+    (command,) = store.create("t", "writer", object_id, size, "owner")
+    assert command[0] == "placed"
+    store.seal(object_id, "writer")
+    return object_id
+
+
+def test_a_full_store_spills_what_was_unused_longest() -> None:
+    store = StoreState(4 * ALIGNMENT)
+    first, second = make(store, 1, 2 * ALIGNMENT), make(store, 2, 2 * ALIGNMENT)
+    store.pin("p", "reader", first)
+    store.unpin(first, "reader")  # used just now
+    commands = store.create("t", "writer", b"3" * 28, ALIGNMENT, "owner")
+    assert [c[:2] for c in commands] == [("spill", second)]
+    assert store.spilled(second, "path") == [("placed", "t", 2 * ALIGNMENT)]
+    assert store.stats["spilled_bytes"] == 2 * ALIGNMENT
+
+
+def test_nothing_that_is_pinned_is_spilled() -> None:
+    store = StoreState(2 * ALIGNMENT)
+    only = make(store, 1, 2 * ALIGNMENT)
+    store.pin("p", "reader", only)
+    assert store.create("t", "writer", b"2" * 28, ALIGNMENT, "owner") == []
+    ((word, token, kind, text),) = store.give_up("t")
+    assert (word, token, kind) == ("refuse", "t", "ObjectStoreFullError")
+    assert "pinned by 1" in text and "8192 bytes" in text
+
+
+def test_requests_for_space_are_met_in_order() -> None:
+    store = StoreState(4 * ALIGNMENT)
+    old = make(store, 1, 4 * ALIGNMENT)
+    assert store.create("large", "w", b"2" * 28, 4 * ALIGNMENT, "o")[0][0] == "spill"
+    assert store.create("small", "w", b"3" * 28, ALIGNMENT, "o") == []
+    assert store.spilled(old, "path") == [("placed", "large", 0)]
+    assert store.seal(b"2" * 28, "w")[0][0] == "spill"
+    assert store.spilled(b"2" * 28, "path2") == [("placed", "small", 0)]
+
+
+def test_an_object_larger_than_the_store_is_refused_at_once() -> None:
+    store = StoreState(4 * ALIGNMENT)
+    ((word, _, kind, text),) = store.create("t", "w", b"1" * 28, 5 * ALIGNMENT, "o")
+    assert (word, kind) == ("refuse", "ObjectStoreFullError")
+    assert "object_store_memory" in text
+
+
+def test_a_failing_disk_is_an_error_and_loses_nothing() -> None:
+    store = StoreState(2 * ALIGNMENT)
+    kept = make(store, 1, 2 * ALIGNMENT)
+    store.create("t", "w", b"2" * 28, ALIGNMENT, "o")
+    commands = store.spill_failed(kept, "No space left on device")
+    assert commands[0][:3] == ("refuse", "t", "OutOfDiskError")
+    assert "No space left on device" in commands[0][3]
+    assert store.pin("p", "r", kept) == [("view", "p", 0, 2 * ALIGNMENT)]
+
+
+def test_a_reader_may_ask_before_the_writer_has_reported() -> None:
+    store = StoreState(4 * ALIGNMENT)
+    object_id = b"1" * 28
+    assert store.pin("p", "reader", object_id) == []
+    store.create("t", "writer", object_id, 10, "owner")
+    assert store.seal(object_id, "writer") == [("view", "p", 0, 10)]
+    assert store.pin("q", "reader", b"2" * 28) == []
+    assert store.give_up("q")[0][:3] == ("refuse", "q", "ObjectLostError")
+
+
+def test_an_owner_may_free_before_the_writer_has_reported() -> None:
+    store = StoreState(4 * ALIGNMENT)
+    object_id = b"1" * 28
+    store.free(object_id)
+    store.create("t", "writer", object_id, 10, "owner")
+    store.seal(object_id, "writer")
+    assert store.blocks == {} and store.allocator.used == 0
+
+
+def test_a_region_is_carved_without_asking_again() -> None:
+    store = StoreState(16 * ALIGNMENT)
+    assert store.lease("t", "client", 8 * ALIGNMENT) == [("placed", "t", 0)]
+    store.adopt("client", b"1" * 28, 0, 3 * ALIGNMENT - 5, "owner")
+    store.adopt("client", b"2" * 28, aligned(3 * ALIGNMENT - 5), ALIGNMENT, "owner")
+    assert store.stats["objects"] == 2 and store.stats["regions"] == 1
+    store.holder_gone("client")
+    assert store.allocator.used == 4 * ALIGNMENT
+    store.holder_gone("owner")
+    assert store.allocator.used == 0
