@@ -10,7 +10,8 @@
     await add.remote(1, 2)            # in a coroutine
     for ref in generator.remote(): …  # while the task still runs
 
-Everything public is reachable from here; modules are loaded when first used, so that the processes of a session start fast.
+Everything public is reachable from here; modules are loaded when first used, so that the processes of a
+session start fast.
 """
 
 from __future__ import annotations
@@ -72,7 +73,15 @@ _WHERE = {
         "remote",
         "wait",
     ),
-    "framework._base.ids": ("ActorID", "JobID", "NodeID", "ObjectID", "PlacementGroupID", "TaskID", "WorkerID"),
+    "framework._base.ids": (
+        "ActorID",
+        "JobID",
+        "NodeID",
+        "ObjectID",
+        "PlacementGroupID",
+        "TaskID",
+        "WorkerID",
+    ),
     "framework._base.retry": ("RetryPolicy",),
     "framework._session": ("init", "is_initialized", "shutdown"),
     "framework.actor": ("ActorClass", "ActorHandle", "get_actor", "method"),

@@ -42,10 +42,11 @@ def remote(target: Callable[P, R], /) -> RemoteFunction[P, ObjectRef[R]]: ...
 @overload
 def remote(**options: Unpack[RemoteKeywords]) -> RemoteDecorator: ...
 def remote(*args: Any, **options: Any) -> Any:
-    """Make a function or a class remote: ``@remote``, or ``@remote(num_cpus=2, ...)``; also as a call, ``remote(f)``.
+    """Make a function or a class remote: ``@remote``, or ``@remote(num_cpus=2, ...)``; also as a call,
+    ``remote(f)``.
 
-    Functions become a `RemoteFunction`, classes an `ActorClass`. Options of functions are those of `TaskOptions`, of classes
-    those of `ActorOptions`.
+    Functions become a `RemoteFunction`, classes an `ActorClass`. Options of functions are those of
+    `TaskOptions`, of classes those of `ActorOptions`.
 
     Raises `ValueError` or `TypeError` for an option that does not exist or a value that it cannot have.
     """
@@ -76,11 +77,11 @@ def get(refs: Sequence[ObjectRef[R]], *, timeout: float | None = None, copy: boo
 def get(refs: Any, *, timeout: float | None = None, copy: bool = False) -> Any:
     """The value of a reference, or a list with the values of several. Blocks until they are there.
 
-    `timeout` in seconds; 0 means: only if it is there now. Arrays are read-only views; with `copy` they are private and
-    writable.
+    `timeout` in seconds; 0 means: only if it is there now. Arrays are read-only views; with `copy` they are
+    private and writable.
 
-    Raises what the task raised (an exception that is an instance of both `TaskError` and the task's exception class),
-    `GetTimeoutError`, `TypeError` for what is not a reference. In a coroutine, ``await ref`` instead.
+    Raises what the task raised (an exception that is an instance of both `TaskError` and the task's exception
+    class), `GetTimeoutError`, `TypeError` for what is not a reference. In a coroutine, ``await ref`` instead.
     """
     runtime = current()
     timeout = _checked_timeout(timeout)
@@ -97,7 +98,9 @@ def get(refs: Any, *, timeout: float | None = None, copy: bool = False) -> Any:
     entries = []
     for position, ref in enumerate(refs):
         if not isinstance(ref, ObjectRef):
-            raise TypeError(f"get() takes references: item {position} of the list is {_shown(ref)}{_hint(ref)}")
+            raise TypeError(
+                f"get() takes references: item {position} of the list is {_shown(ref)}{_hint(ref)}"
+            )
         entries.append(ref._entry)
     runtime.get(entries, timeout)
     for entry in entries:
@@ -139,10 +142,13 @@ def _hint(value: object) -> str:
 
 
 def put(value: R, *, _owner: Any = None) -> ObjectRef[R]:
-    """Store a copy of `value`; its reference. Raises `SerializationError` when it cannot be pickled, `TypeError` for a
-    reference."""
+    """Store a copy of `value`; its reference. Raises `SerializationError` when it cannot be pickled,
+    `TypeError` for a reference."""
     if isinstance(value, ObjectRef):
-        raise TypeError("put() of an ObjectRef is not allowed: it is a reference already (put([ref]) stores the reference)")
+        raise TypeError(
+            "put() of an ObjectRef is not allowed: it is a reference already (put([ref]) stores the "
+            "reference)"
+        )
     return cast("ObjectRef[R]", current().put(value))
 
 
@@ -155,8 +161,8 @@ def wait(
 ) -> tuple[list[ObjectRef[R]], list[ObjectRef[R]]]:
     """Block until `num_returns` of `refs` are done (or failed), or `timeout` seconds have passed.
 
-    Returns (done, others): at most `num_returns` done ones, both lists in the order of `refs`. A generator among them is done
-    when its next item is there. Raises `ValueError` for an
+    Returns (done, others): at most `num_returns` done ones, both lists in the order of `refs`. A generator
+    among them is done when its next item is there. Raises `ValueError` for an
     empty list, duplicates, or `num_returns` out of range; `TypeError` for what is not a list of references.
     """
     runtime = current()
@@ -169,7 +175,9 @@ def wait(
         if isinstance(ref, ObjectRefGenerator):
             continue
         if not isinstance(ref, ObjectRef):
-            raise TypeError(f"wait() takes references: item {position} of the list is {_shown(ref)}{_hint(ref)}")
+            raise TypeError(
+                f"wait() takes references: item {position} of the list is {_shown(ref)}{_hint(ref)}"
+            )
     if not refs:
         raise ValueError("wait() needs at least one reference")
     if len(set(refs)) != len(refs):
@@ -177,9 +185,12 @@ def wait(
     if isinstance(num_returns, bool) or not isinstance(num_returns, int):
         raise TypeError(f"num_returns is an int, got {num_returns!r}")
     if not 1 <= num_returns <= len(refs):
-        raise ValueError(f"num_returns must be between 1 and the number of references ({len(refs)}), got {num_returns}")
+        raise ValueError(
+            f"num_returns must be between 1 and the number of references ({len(refs)}), got {num_returns}"
+        )
     entries = [
-        runtime.streams.readiness(ref._ref) if isinstance(ref, ObjectRefGenerator) else ref._entry for ref in refs
+        runtime.streams.readiness(ref._ref) if isinstance(ref, ObjectRefGenerator) else ref._entry
+        for ref in refs
     ]
     runtime.wait(entries, num_returns, timeout, False, "wait")
     ready: list[ObjectRef[R]] = []
@@ -192,13 +203,15 @@ def wait(
     return ready, rest
 
 
-def cancel(ref: ObjectRef[Any] | ObjectRefGenerator[Any], *, force: bool = False, recursive: bool = True) -> None:
-    """End the task that makes an object. A queued task is dropped. A running one gets an exception, also in the middle of
-    a blocking call such as ``time.sleep``; an ``async`` one gets ``CancelledError``. Whoever waits for its result gets
-    `TaskCancelledError`. A task that is done is left alone.
+def cancel(
+    ref: ObjectRef[Any] | ObjectRefGenerator[Any], *, force: bool = False, recursive: bool = True
+) -> None:
+    """End the task that makes an object. A queued task is dropped. A running one gets an exception, also in
+    the middle of a blocking call such as ``time.sleep``; an ``async`` one gets ``CancelledError``. Whoever
+    waits for its result gets `TaskCancelledError`. A task that is done is left alone.
 
-    `force` kills the worker process (not for actor calls: `ValueError`); `recursive` also cancels the tasks that it has
-    submitted. Never blocks.
+    `force` kills the worker process (not for actor calls: `ValueError`); `recursive` also cancels the tasks
+    that it has submitted. Never blocks.
     """
     if isinstance(ref, ObjectRefGenerator):
         ref = ref._ref
@@ -212,13 +225,16 @@ def cancel(ref: ObjectRef[Any] | ObjectRefGenerator[Any], *, force: bool = False
 
 
 def kill(actor: ActorHandle[Any], *, no_restart: bool = True) -> None:
-    """End an actor's process at once. Calls under way and later ones fail with `ActorDiedError`. With ``no_restart=False`` it
-    counts as a crash: the actor is restarted if its `max_restarts` allow. Blocks for one round trip to the head.
+    """End an actor's process at once. Calls under way and later ones fail with `ActorDiedError`. With
+    ``no_restart=False`` it counts as a crash: the actor is restarted if its `max_restarts` allow. Blocks for
+    one round trip to the head.
 
     Raises `TypeError` for what is not a handle.
     """
     if not isinstance(actor, ActorHandle):
-        raise TypeError(f"kill() takes the handle of an actor, got {_shown(actor)}; for tasks there is cancel()")
+        raise TypeError(
+            f"kill() takes the handle of an actor, got {_shown(actor)}; for tasks there is cancel()"
+        )
     runtime = current()
     client = actor._client_of(runtime)
     del client
@@ -245,7 +261,9 @@ def _with_node_names(units: dict[str, int]) -> dict[str, float]:
 
 
 def nodes() -> list[dict[str, Any]]:
-    """The nodes of the cluster, each a dict with Ray's keys: NodeID, Alive, Resources, NodeManagerAddress, …"""
+    """The nodes of the cluster, each a dict with Ray's keys: NodeID, Alive, Resources, NodeManagerAddress,
+    …
+    """
     runtime = current()
     return [
         {

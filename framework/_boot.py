@@ -30,7 +30,9 @@ def make_runtime(config: Config) -> Runtime:
 
 
 def attach(node: LocalNode, runtime: Runtime) -> None:
-    """Connect to a node process that is just starting, in the background: `runtime.node_ready` tells when it is up."""
+    """Connect to a node process that is just starting, in the background: `runtime.node_ready` tells when it
+    is up.
+    """
     runtime.config.job = job_id_bytes(1)  # the first job of a fresh session
     runtime.config.node_id = node.node_id
 
@@ -47,8 +49,8 @@ def attach(node: LocalNode, runtime: Runtime) -> None:
 
 
 def connect(runtime: Runtime) -> None:
-    """Connect to the node whose session directory the runtime's config names. `ConnectionFailedError` when it is not there
-    or does not answer."""
+    """Connect to the node whose session directory the runtime's config names. `ConnectionFailedError` when it
+    is not there or does not answer."""
     session_dir = runtime.config.session_dir
 
     async def on_loop() -> None:
@@ -66,6 +68,12 @@ def connect(runtime: Runtime) -> None:
         raise ConnectionFailedError(
             f"the node in session {session_dir} does not answer within {limits.CONNECT_TIMEOUT:g} s"
         ) from None
+    except ConnectionFailedError as error:
+        raise ConnectionFailedError(
+            f"no node answers in session {session_dir}: {error}. Is it still running? Without an address, "
+            "init() starts a node "
+            "of its own"
+        ) from None
 
 
 def _open(session_dir: str) -> tuple[socket.socket, socket.socket]:
@@ -78,7 +86,4 @@ def _open(session_dir: str) -> tuple[socket.socket, socket.socket]:
             node_sock.close()
             raise
     except OSError as error:
-        raise ConnectionFailedError(
-            f"no node answers in session {session_dir}: {error}. Is it still running? Without an address, init() starts a node "
-            "of its own"
-        ) from None
+        raise ConnectionFailedError(str(error)) from None

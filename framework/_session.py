@@ -158,6 +158,7 @@ def init(
     - `namespace`: where names of actors are looked up; by default one of this job's own.
     - `ignore_reinit_error`: return the running session instead of raising when `init` was called before.
     - `log_to_driver`: show here what tasks print.
+    - `runtime_env`: ``{"env_vars": {...}}`` for all tasks and actors of this job, which may add to it.
 
     Blocks until the node is up (about 0.2 s), except inside of a running event loop: there the start goes on in the background,
     ``async with init()`` waits for it, and calls made before it is done are queued.
@@ -166,6 +167,7 @@ def init(
     `ValueError` or `TypeError` for arguments that make no sense, `LocalNodeDiedError` when the node cannot start.
     """
     _check_init(unknown, local_mode, object_store_memory, namespace)
+    env = _checked_env(runtime_env)
     with start_lock():
         running = existing()
         if running is not None:
@@ -186,7 +188,7 @@ def init(
         }
         res.parse(num_cpus, num_gpus, memory, resources, default_cpus=1)  # errors before anything is started
         address = address or os.environ.get("FRAMEWORK_ADDRESS") or None
-        context = _start(address, wanted, namespace, log_to_driver)
+        context = _start(address, wanted, namespace, log_to_driver, env)
     if not _in_loop():
         try:
             context._runtime.node_ready.result(limits.NODE_START_TIMEOUT)
@@ -204,7 +206,7 @@ def _check_init(
 
         name = next(iter(unknown))
         valid = [p for p in inspect.signature(init).parameters if p != "unknown"]
-        ignored = [n for n in unknown if n.startswith("_") or n.startswith("dashboard") or n in _IGNORED]
+        ignored = [n for n in unknown if n.startswith(("_", "dashboard")) or n in _IGNORED]
         if len(ignored) < len(unknown):
             name = next(n for n in unknown if n not in ignored)
             close = difflib.get_close_matches(name, valid, n=1)
@@ -228,7 +230,23 @@ def _in_loop() -> bool:
     return asyncio is not None and asyncio._get_running_loop() is not None
 
 
-def _start(address: str | None, wanted: dict[str, Any], namespace: str | None, log_to_driver: bool) -> Context:
+def _checked_env(runtime_env: dict[str, Any] | None) -> dict[str, str]:
+    """The variables of the job's runtime environment."""
+    if runtime_env is None:
+        return {}
+    from framework._base.options import TaskOptions
+
+    checked = TaskOptions.parse({"runtime_env": runtime_env}).runtime_env or {}
+    return cast("dict[str, str]", checked.get("env_vars", {}))
+
+
+def _start(
+    address: str | None,
+    wanted: dict[str, Any],
+    namespace: str | None,
+    log_to_driver: bool,
+    env: dict[str, str],
+) -> Context:
     forget_shutdown()
     identity = os.urandom(WORKER_ID_SIZE)
     node = None
@@ -247,6 +265,7 @@ def _start(address: str | None, wanted: dict[str, Any], namespace: str | None, l
         config = _boot.Config(session_dir=session_dir, worker_id=identity, is_driver=True)
         config.namespace = namespace or f"anonymous-{identity.hex()[:16]}"
         config.log_to_driver = log_to_driver
+        config.env = env
         config.job_facts = {"sys_path": _search_path(), "cwd": _working_directory(), "namespace": config.namespace}
         runtime = _boot.make_runtime(config)
         runtime.start()

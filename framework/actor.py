@@ -89,7 +89,8 @@ def methods_of(cls: type) -> dict[str, MethodInfo]:
 
 
 class ActorClass(Generic[T]):
-    """A class whose instances are actors: ``Counter.remote(...)`` starts one in a process of its own and returns its handle."""
+    """A class whose instances are actors: ``Counter.remote(...)`` starts one in a process of its own and
+    returns its handle."""
 
     def __init__(self, cls: type[T], options: ActorOptions) -> None:
         self._class = cls
@@ -116,11 +117,11 @@ class ActorClass(Generic[T]):
         return ActorClass(self._class, self._options.merged(**options))
 
     def remote(self, *args: Any, **kwargs: Any) -> ActorHandle[T]:
-        """Start an actor; its handle is there at once, and calls wait for the constructor. Never blocks, except for a name
-        that must be looked up (`get_if_exists`) outside of an event loop.
+        """Start an actor; its handle is there at once, and calls wait for the constructor. Never blocks,
+        except for a name that must be looked up (`get_if_exists`) outside of an event loop.
 
-        Raises `TypeError` when the arguments do not fit the constructor, `SerializationError` when one cannot be pickled.
-        Errors of the constructor are raised by the calls, as `ActorDiedError`.
+        Raises `TypeError` when the arguments do not fit the constructor, `SerializationError` when one cannot
+        be pickled. Errors of the constructor are raised by the calls, as `ActorDiedError`.
         """
         runtime = current()
         options = self._options
@@ -154,11 +155,10 @@ class ActorClass(Generic[T]):
         wire, wire_kwargs, refs, deps = runtime.submitter.encode_args(template, args, kwargs)
         creation = runtime.objects.new(object_id_bytes(task_id_bytes(0, actor_id), 1))
         assert self._methods is not None
-        retries = options.max_task_retries
-        handle: ActorHandle[T] = ActorHandle(
-            actor_id, self._name, self._methods, ref_in(creation, runtime), retries
-        )
-        weak: ActorHandle[T] = ActorHandle(actor_id, self._name, self._methods, None, retries)
+        retries, pending = options.max_task_retries, options.max_pending_calls
+        ref = ref_in(creation, runtime)
+        handle: ActorHandle[T] = ActorHandle(actor_id, self._name, self._methods, ref, retries, pending)
+        weak: ActorHandle[T] = ActorHandle(actor_id, self._name, self._methods, None, retries, pending)
         spec = {
             "class_name": self._name,
             "payload": payload,
@@ -166,7 +166,7 @@ class ActorClass(Generic[T]):
             "kwargs": wire_kwargs,
             "resources": options.running_units(),
             "placement": options.placement_units(),
-            "env": environment(options.runtime_env),
+            "env": environment(options.runtime_env, runtime),
             "strategy": strategy_key(options.scheduling_strategy),
             "name": options.name,
             "namespace": options.namespace or runtime.config.namespace,
@@ -218,12 +218,14 @@ class ActorHandle(Generic[T]):
         methods: dict[str, MethodInfo],
         ref: ObjectRef[Any] | None,
         max_task_retries: int,
+        max_pending_calls: int = -1,
     ) -> None:
         self._actor_id = actor_id
         self._class_name = class_name
         self._methods = methods
         self._ref = ref
         self._max_task_retries = max_task_retries
+        self._max_pending_calls = max_pending_calls
         self._cores: dict[str, _MethodCore] = {}
         self._client: tuple[Any, Any] | None = None
 
@@ -238,7 +240,7 @@ class ActorHandle(Generic[T]):
         if info is None:
             if name not in _SPECIAL:
                 raise AttributeError(
-                    f"the actor class {self._class_name} has no method {name!r}; it has: {', '.join(self._public_names())}"
+                    f"the actor class {self._class_name} has no method {name!r}; it has: {', '.join(self._public_names()) or 'none'}"
                 )
             info = MethodInfo(None, 1, {})
         core = self._cores[name] = _MethodCore(info, {})
@@ -276,13 +278,20 @@ class ActorHandle(Generic[T]):
     def __reduce__(self) -> tuple[Any, ...]:
         return (
             ActorHandle,
-            (self._actor_id, self._class_name, self._methods, self._ref, self._max_task_retries),
+            (
+                self._actor_id,
+                self._class_name,
+                self._methods,
+                self._ref,
+                self._max_task_retries,
+                self._max_pending_calls,
+            ),
         )
 
 
 class _MethodCore:
-    """What is worked out once for a method with certain options. It does not know the handle: a handle that could be reached
-    from what it keeps would be collected late, and its actor end late."""
+    """What is worked out once for a method with certain options. It does not know the handle: a handle that
+    could be reached from what it keeps would be collected late, and its actor end late."""
 
     __slots__ = ("given", "info", "options", "prepared")
 
@@ -293,7 +302,8 @@ class _MethodCore:
         self.prepared: tuple[Any, Template, Any, int, int] | None = None
 
     def prepare(self, runtime: Any, handle: ActorHandle[Any], name: str) -> tuple[Any, Template, Any, int, int]:
-        """First call in this session: describe the constant part of calls, or find it where another handle has."""
+        """First call in this session: describe the constant part of calls, or find it where another handle
+        has."""
         from framework.remote_function import number_of_returns, retry_spec, window_of
 
         options = self.options
@@ -343,8 +353,9 @@ class ActorMethod:
         return ActorMethod(self._handle, self._name, _MethodCore(core.info, {**core.given, **options}))
 
     def remote(self, *args: Any, **kwargs: Any) -> Any:
-        """Submit a call; returns as `RemoteFunction.remote` does. Calls of one caller run in the order in which they were
-        made (sync actors). Raises `TypeError` when the arguments do not fit."""
+        """Submit a call; returns as `RemoteFunction.remote` does. Calls of one caller run in the order in
+        which they were made (sync actors). Raises `TypeError` when the arguments do not fit,
+        `PendingCallsLimitExceeded` when more calls are under way than the actor's `max_pending_calls`."""
         from framework.remote_function import results_of
 
         runtime = current()
@@ -355,6 +366,9 @@ class ActorMethod:
         _, template, client, retries, window = prepared
         if core.info.signature is not None:
             core.info.signature.check(f"{handle._class_name}.{self._name}", args, kwargs)
+        limit = handle._max_pending_calls
+        if limit > 0:
+            client.check_pending(limit)
         task = runtime.submitter.submit(
             template,
             args,
@@ -366,6 +380,8 @@ class ActorMethod:
             actor=client,
             keep=handle._ref,
         )
+        if limit > 0:
+            client.open.add(task.unique)
         return results_of(runtime, task)
 
     def __repr__(self) -> str:
@@ -395,8 +411,8 @@ class ActorExit(SystemExit):
 
 
 def exit_actor() -> None:
-    """End the actor whose method calls this. The call, those that wait behind it and later ones fail with `ActorDiedError`; the
-    actor is not restarted.
+    """End the actor whose method calls this. The call, those that wait behind it and later ones fail with
+    `ActorDiedError`; the actor is not restarted.
 
     Raises `TypeError` outside of actors.
     """
@@ -408,7 +424,8 @@ def exit_actor() -> None:
 def get_actor(name: str, namespace: str | None = None) -> ActorHandle[Any]:
     """The handle of a named actor. Blocks for one round trip to the head.
 
-    Raises `ValueError` when there is no living actor of that name in the namespace (by default, that of `init`).
+    Raises `ValueError` when there is no living actor of that name in the namespace (by default, that of
+    `init`).
     """
     if not isinstance(name, str) or not name:
         raise ValueError(f"the name of an actor is a non-empty str, got {name!r}")

@@ -24,12 +24,14 @@ _Callback = tuple[
 
 
 class ObjectRef(Generic[T]):
-    """A reference to an object that exists or will exist somewhere in the cluster: the result of a task, or a value put.
+    """A reference to an object that exists or will exist somewhere in the cluster: the result of a task, or a
+    value put.
 
     `get` it, `await` it, pass it to other tasks. The object lives as long as a reference to it does.
 
-    It is awaitable on any event loop and in any number of places at once; ``asyncio.gather``, ``wait``, ``wait_for``,
-    ``as_completed`` and ``timeout`` take it. Cancelling an asyncio task that awaits it does not cancel the remote task.
+    It is awaitable on any event loop and in any number of places at once; ``asyncio.gather``, ``wait``,
+    ``wait_for``, ``as_completed`` and ``timeout`` take it. Cancelling an asyncio task that awaits it does not
+    cancel the remote task.
     """
 
     __slots__ = ("__weakref__", "_callbacks", "_entry", "_runtime")
@@ -38,7 +40,10 @@ class ObjectRef(Generic[T]):
     _runtime: Any
 
     def __init__(self, binary: bytes) -> None:
-        raise TypeError("references are made by .remote(), put() and generators; ObjectRef.from_binary() does not exist here")
+        raise TypeError(
+            "references are made by .remote(), put() and generators; "
+            "ObjectRef.from_binary() does not exist here"
+        )
 
     def __del__(self) -> None:
         # Runs in any thread at any moment, also inside the garbage collector: append, and nothing more.
@@ -160,10 +165,17 @@ class ObjectRef(Generic[T]):
 
     def cancelled(self) -> bool:
         """Whether the task was cancelled."""
-        return self._entry.state == FAILED and isinstance(self._runtime.objects.error(self._entry), TaskCancelledError)
+        entry = self._entry
+        if entry.state != FAILED:
+            return False
+        seen = entry.seen
+        cancelled = isinstance(self._runtime.objects.error(entry), TaskCancelledError)
+        entry.seen = seen  # this question is not yet a look at the error
+        return cancelled
 
     def result(self) -> T:
-        """The value of a done object; its exception raised; ``asyncio.InvalidStateError`` when it is not done."""
+        """The value of a done object; its exception raised; ``asyncio.InvalidStateError`` when it is not
+        done."""
         if not self._entry.state:
             raise asyncio.InvalidStateError("the object is not ready: await the reference, or get() it")
         return cast(T, self._runtime.value(self._entry))
@@ -179,8 +191,8 @@ class ObjectRef(Generic[T]):
     def add_done_callback(
         self, callback: Callable[[Any], object], *, context: contextvars.Context | None = None
     ) -> None:
-        """Have ``callback(ref)`` called by the running event loop when the object is done, in `context` (by default a copy of
-        the current one)."""
+        """Have ``callback(ref)`` called by the running event loop when the object is done, in `context` (by
+        default a copy of the current one)."""
         mailbox = mailbox_of(asyncio.get_running_loop())
         if context is None:
             context = contextvars.copy_context()
@@ -250,11 +262,12 @@ register_ref_type(ObjectRef, _describe, _rebuild)
 
 
 class ObjectRefGenerator(Generic[T]):
-    """The references of a streaming task, as its items are made: ``for ref in gen`` or ``async for ref in gen``.
+    """The references of a streaming task, as its items are made: ``for ref in gen`` or ``async for ref in
+    gen``.
 
-    The producer runs ahead by a bounded number of items (option `generator_window`). An exception of the producer is the
-    outcome of the last reference. Closing the generator, or dropping it, stops the producer. It can be passed to other
-    tasks: each item goes to whoever asks first.
+    The producer runs ahead by a bounded number of items (option `generator_window`). An exception of the
+    producer is the outcome of the last reference. Closing the generator, or dropping it, stops the producer.
+    It can be passed to other tasks: each item goes to whoever asks first.
     """
 
     __slots__ = ("_closed", "_ref")
@@ -293,8 +306,8 @@ class ObjectRefGenerator(Generic[T]):
         return next(self)
 
     def next_ready(self) -> bool:
-        """Whether the next item is here (or there will be none). Never blocks: in a process that was handed the generator, it
-        asks the owner, and a later call knows."""
+        """Whether the next item is here (or there will be none). Never blocks: in a process that was handed
+        the generator, it asks the owner, and a later call knows."""
         return self._closed or bool(self._ref._runtime.streams.ready(self._ref))
 
     def is_finished(self) -> bool:

@@ -51,9 +51,9 @@ class _Takes4(Protocol[_A, _B, _C, _D, Out]):
 class RemoteFunction(Generic[P, Out]):
     """A function that runs in other processes: ``f.remote(...)`` returns an `ObjectRef` at once.
 
-    Arguments that are references are replaced by their values before the function runs; references inside other arguments
-    stay references. Type checkers see the parameters of the function, and that each of the first four positional arguments may
-    be a reference instead.
+    Arguments that are references are replaced by their values before the function runs; references inside
+    other arguments stay references. Type checkers see the parameters of the function, and that each of the
+    first four positional arguments may be a reference instead.
     """
 
     def __init__(self, function: Callable[..., Any], options: TaskOptions) -> None:
@@ -62,13 +62,16 @@ class RemoteFunction(Generic[P, Out]):
         self._name: str = options.name or getattr(function, "__name__", "") or type(function).__name__
         self._check = CallSignature(function).check
         self._prepared: tuple[Any, Template, bytes, int, int] | None = None
-        functools.update_wrapper(cast(Any, self), function)  # also lets pickle find an importable function by reference
+        functools.update_wrapper(
+            cast(Any, self), function
+        )  # also lets pickle find an importable function by reference
 
     if not TYPE_CHECKING:  # for type checkers a direct call is an error
 
         def __call__(self, *args: Any, **kwargs: Any) -> Any:
             raise TypeError(
-                f"the remote function {self._name}() cannot be called directly: use {self._name}.remote(...), or "
+                f"the remote function {self._name}() cannot be called directly: use "
+                f"{self._name}.remote(...), or "
                 f"{self._name}.__wrapped__(...) to run it here"
             )
 
@@ -98,11 +101,11 @@ class RemoteFunction(Generic[P, Out]):
     def remote(self, *args: Any, **kwargs: Any) -> Any:
         """Submit a call. Never blocks.
 
-        Returns an `ObjectRef`; a list of them for ``num_returns`` other than 1 (None for 0); an `ObjectRefGenerator` for
-        generator functions.
+        Returns an `ObjectRef`; a list of them for ``num_returns`` other than 1 (None for 0); an
+        `ObjectRefGenerator` for generator functions.
 
-        Raises `TypeError` when the arguments do not fit the signature, and `SerializationError` when one of them
-        cannot be pickled.
+        Raises `TypeError` when the arguments do not fit the signature, and `SerializationError` when one of
+        them cannot be pickled.
         """
         runtime = current()
         prepared = self._prepared
@@ -116,20 +119,22 @@ class RemoteFunction(Generic[P, Out]):
         return results_of(runtime, task)
 
     def options(self, **options: Unpack[TaskKeywords]) -> RemoteFunction[P, Out]:
-        """The same function with other options. Raises `ValueError` or `TypeError` for an option that does not exist or a
-        value that it cannot have."""
+        """The same function with other options. Raises `ValueError` or `TypeError` for an option that does
+        not exist or a value that it cannot have."""
         other: RemoteFunction[P, Out] = RemoteFunction(self._function, self._options.merged(**options))
         return other
 
     def _prepare(self, runtime: Any) -> tuple[Any, Template, bytes, int, int]:
         """First call in this session: export the function, describe the constant part of its tasks."""
         options = self._options
-        function_hash, payload, refs = dump_function(self._function, where=f"the remote function {self._name}()")
+        function_hash, payload, refs = dump_function(
+            self._function, where=f"the remote function {self._name}()"
+        )
         submitter = runtime.submitter
         submitter.function(function_hash, payload, refs)
         scope = task_scope(runtime.config.job)
         resources = options.resources_units()
-        env = environment(options.runtime_env)
+        env = environment(options.runtime_env, runtime)
         strategy = strategy_key(options.scheduling_strategy, options.label_selector)
         key = submitter.key(resources, env, strategy)
         spec: dict[str, Any] = {"scope": scope, "resources": resources}
@@ -193,13 +198,16 @@ def retry_spec(retry_exceptions: bool | tuple[type[BaseException], ...], policy:
     return wire if isinstance(wire, bytes) else bytes(wire[1])
 
 
-def environment(runtime_env: dict[str, Any] | None) -> dict[str, str] | None:
-    """The environment variables of a runtime environment."""
-    return (runtime_env or {}).get("env_vars") or None
+def environment(runtime_env: dict[str, Any] | None, runtime: Any) -> dict[str, str] | None:
+    """The environment variables of a runtime environment, those that it inherits included."""
+    own = (runtime_env or {}).get("env_vars") or {}
+    return {**runtime.config.env, **own} or None
 
 
 def strategy_key(strategy: Any, label_selector: dict[str, str] | None = None) -> list[Any] | None:
-    """A scheduling strategy as the node takes it, see `NodeState.never`. `ValueError` for one that is not supported yet."""
+    """A scheduling strategy as the node takes it, see `NodeState.never`. `ValueError` for one that is not
+    supported yet.
+    """
     if label_selector:
         return ["labels", str(label_selector)]
     if strategy is None or strategy == "DEFAULT":
@@ -209,7 +217,8 @@ def strategy_key(strategy: Any, label_selector: dict[str, str] | None = None) ->
     if hasattr(strategy, "node_id"):
         return ["node", strategy.node_id, bool(strategy.soft)]
     raise ValueError(
-        f"scheduling_strategy={strategy!r} is not supported yet: use 'DEFAULT', 'SPREAD' or NodeAffinitySchedulingStrategy"
+        f"scheduling_strategy={strategy!r} is not supported yet: use 'DEFAULT', 'SPREAD' or "
+        "NodeAffinitySchedulingStrategy"
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 from framework._base.ids import ActorID, JobID, NodeID, TaskID, WorkerID
@@ -63,7 +64,9 @@ class RuntimeContext:
         """A handle of the actor whose code runs. `RuntimeError` elsewhere."""
         host = current().actor_host
         if host is None:
-            raise RuntimeError("current_actor is only available inside an actor: this code runs in a task or in the driver")
+            raise RuntimeError(
+                "current_actor is only available inside an actor: this code runs in a task or in the driver"
+            )
         from framework.actor import ActorHandle, methods_of
 
         return ActorHandle(host.actor_id, host.class_name, methods_of(host.cls), None, host.max_task_retries)
@@ -83,8 +86,15 @@ class RuntimeContext:
         return {"GPU": [str(index) for index in gpu_ids()]}
 
     def get_runtime_env_string(self) -> str:
-        """The runtime environment, as JSON."""
-        return "{}"
+        """The runtime environment of the calling code, as JSON."""
+        return json.dumps(self.runtime_env)
+
+    @property
+    def runtime_env(self) -> dict[str, Any]:
+        """The runtime environment of the calling code; in a driver, the one given to `init`. Tasks started
+        from here inherit its variables."""
+        env = current().config.env
+        return {"env_vars": dict(env)} if env else {}
 
     @property
     def gcs_address(self) -> str:

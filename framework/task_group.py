@@ -15,9 +15,10 @@ T = TypeVar("T")
 
 
 class TaskGroup(asyncio.TaskGroup):
-    """``asyncio.TaskGroup``, whose `create_task` also takes references, and which cancels remote tasks with their siblings:
-    when one member fails or the block is cancelled, all remote tasks of the group that still run are cancelled, and the
-    block ends when they have (at the latest 5 s after that: code that cannot be interrupted is not waited for)."""
+    """``asyncio.TaskGroup``, whose `create_task` also takes references, and which cancels remote tasks with
+    their siblings: when one member fails or the block is cancelled, all remote tasks of the group that still
+    run are cancelled, and the block ends when they have (at the latest 5 s after that: code that cannot be
+    interrupted is not waited for)."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -25,7 +26,9 @@ class TaskGroup(asyncio.TaskGroup):
         self._stopping: list[ObjectRef[Any]] = []
 
     @overload  # type: ignore[override]
-    def create_task(self, work: ObjectRef[T], *, name: str | None = None, context: Context | None = None) -> asyncio.Task[T]: ...
+    def create_task(
+        self, work: ObjectRef[T], *, name: str | None = None, context: Context | None = None
+    ) -> asyncio.Task[T]: ...
     @overload
     def create_task(
         self, work: Coroutine[Any, Any, T], *, name: str | None = None, context: Context | None = None
@@ -33,7 +36,8 @@ class TaskGroup(asyncio.TaskGroup):
     def create_task(self, work: Any, *, name: str | None = None, context: Context | None = None) -> Any:
         """Add a reference (or a coroutine) to the group; returns an asyncio task with its outcome.
 
-        Raises `RuntimeError` when the group has ended or is being cancelled; the remote task is cancelled then.
+        Raises `RuntimeError` when the group has ended or is being cancelled; the remote task is cancelled
+        then.
         """
         if not isinstance(work, ObjectRef):
             return super().create_task(work, name=name, context=context)
@@ -83,7 +87,7 @@ def task_group() -> TaskGroup:
             second = group.create_task(g.remote(2))
         print(first.result(), second.result())
 
-    If one fails, or the surrounding task is cancelled, the others are cancelled, the remote tasks behind them included.
-    Errors are raised as an ``ExceptionGroup``, as by ``asyncio.TaskGroup``.
+    If one fails, or the surrounding task is cancelled, the others are cancelled, the remote tasks behind them
+    included. Errors are raised as an ``ExceptionGroup``, as by ``asyncio.TaskGroup``.
     """
     return TaskGroup()

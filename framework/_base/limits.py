@@ -1,4 +1,6 @@
-"""Every bound of the system, in one place. Sizes in bytes, times in seconds, unless the name says otherwise."""
+"""Every bound of the system, in one place. Sizes in bytes, times in seconds, unless the name says
+otherwise.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +8,8 @@ from typing import Final
 
 # --- wire ------------------------------------------------------------------------------------------
 PROTOCOL_VERSION: Final = 1
-MAX_HANDSHAKE_FRAME: Final = 64 * 1024  #: a HELLO holds names and numbers, never user data
+MAX_HANDSHAKE_FRAME: Final = 1024 * 1024  #: a HELLO holds names, numbers and the search path of modules
+MAX_HANDSHAKE_ITEMS: Final = 4096  #: an array costs memory as soon as it is announced
 MAX_FRAME: Final = 2**31 - 1  #: the most that msgpack's Unpacker can buffer
 MAX_ARRAY_ITEMS: Final = 2_000_000
 MAX_MAP_ITEMS: Final = 100_000
@@ -39,7 +42,9 @@ STREAM_WINDOW: Final = 64  #: items that a generator task may run ahead of its c
 # --- node ------------------------------------------------------------------------------------------
 MAX_WORKERS: Final = 4_096
 WORKER_START_TIMEOUT: Final = 60.0
-WORKER_START_ATTEMPTS: Final = 3  #: processes that may die in a row while they start, before tasks fail for it
+WORKER_START_ATTEMPTS: Final = (
+    3  #: processes that may die in a row while they start, before tasks fail for it
+)
 WORKER_IDLE_TIMEOUT: Final = 1.0  #: idle workers beyond one per CPU are ended after this time
 NODE_START_TIMEOUT: Final = 60.0
 EXIT_GRACE: Final = 1.0  #: between asking a process to end and killing it
@@ -59,6 +64,8 @@ STORE_SHARE: Final = 0.3  #: of the machine's memory, where `object_store_memory
 STORE_MINIMUM: Final = 16 * 1024 * 1024
 STORE_REGION: Final = 32 * 1024 * 1024  #: what a client leases at a time for small objects
 STORE_REGION_OBJECT: Final = 2 * 1024 * 1024  #: larger ones ask for a block of their own
-STORE_POPULATE: Final = 1024 * 1024  #: blocks in memory that was never used get it all at once from this size on
+STORE_POPULATE: Final = (
+    1024 * 1024
+)  #: blocks in memory that was never used get it all at once from this size on
 STORE_KEPT_VIEWS: Final = 1_000  #: views that a process keeps after their last use
 STORE_FULL_GRACE: Final = 10.0  #: how long a request waits for space in a full store

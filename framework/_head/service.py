@@ -1,4 +1,6 @@
-"""The head service: an actor directory, the membership of nodes, job numbers. It never unpickles user data."""
+"""The head service: an actor directory, the membership of nodes, job numbers. It never unpickles user
+data.
+"""
 
 from __future__ import annotations
 
@@ -147,4 +149,6 @@ class HeadService:
     @staticmethod
     def _publish(watcher: Connection, record: ActorRecord, actor: bytes) -> None:
         if not watcher.closed:
-            watcher.cast(m.ACTOR_STATE, actor, record.state, record.address, record.incarnation, record.detail)
+            watcher.cast(
+                m.ACTOR_STATE, actor, record.state, record.address, record.incarnation, record.detail
+            )

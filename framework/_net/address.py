@@ -1,6 +1,7 @@
 """Addresses of owners and workers: text that travels inside references.
 
-``unix:NAME`` is a socket in the session's socket directory; other kinds come with clusters of several machines.
+``unix:NAME`` is a socket in the session's socket directory; other kinds come with clusters of several
+machines.
 """
 
 from __future__ import annotations
@@ -27,14 +28,15 @@ def socket_path(address: str, socket_dir: str) -> str:
 
 @contextlib.contextmanager
 def short_path(path: str) -> Iterator[str]:
-    """The path of a socket in a form that fits into a socket address, valid inside the block. Long ones go by way of a
-    descriptor of their directory, where the system has /proc; else `ValueError`."""
+    """The path of a socket in a form that fits into a socket address, valid inside the block. Long ones go by
+    way of a descriptor of their directory, where the system has /proc; else `ValueError`."""
     if len(os.fsencode(path)) <= limits.UNIX_PATH_MAX:
         yield path
         return
     if not os.path.isdir("/proc/self/fd"):
         raise ValueError(
-            f"the socket path {path!r} is longer than {limits.UNIX_PATH_MAX} bytes: set FRAMEWORK_TMPDIR to a shorter "
+            f"the socket path {path!r} is longer than {limits.UNIX_PATH_MAX} bytes: set FRAMEWORK_TMPDIR to "
+            "a shorter "
             "directory"
         )
     directory, name = os.path.split(path)

@@ -37,8 +37,9 @@ class Connection:
     """A peer that frames are exchanged with.
 
     `handlers` maps opcodes to plain functions ``(connection, frame)``. An exception of a handler of a call is
-    answered with FAIL; any other is logged, and the connection lives on, except after `ProtocolError`, which closes it.
-    `on_batch` is called after all frames of one read. `on_close` is called exactly once, on the loop.
+    answered with FAIL; any other is logged, and the connection lives on, except after `ProtocolError`, which
+    closes it. `on_batch` is called after all frames of one read. `on_close` is called exactly once, on the
+    loop.
     """
 
     __slots__ = (
@@ -110,8 +111,9 @@ class Connection:
     # ---- receiving -----------------------------------------------------------------------------------
 
     def _on_readable(self) -> None:
+        greeted = self.greeted
         try:
-            data = self._sock.recv(limits.RECV_CHUNK if self.greeted else limits.MAX_HANDSHAKE_FRAME)
+            data = self._sock.recv(limits.RECV_CHUNK if greeted else limits.MAX_HANDSHAKE_FRAME)
         except (BlockingIOError, InterruptedError):
             return
         except OSError as error:
@@ -121,7 +123,7 @@ class Connection:
             self.close(None)
             return
         try:
-            if not self.greeted:
+            if not greeted:
                 self._received += len(data)
                 self._take(data)
                 if self.greeted:
@@ -195,7 +197,9 @@ class Connection:
         self.post(self.pack((m.REPLY, rid, value)))
 
     def fail(self, rid: int, error: BaseException) -> None:
-        """Answer call `rid` with an error (loop thread). It travels as class name and text: nothing is pickled here."""
+        """Answer call `rid` with an error (loop thread). It travels as class name and text: nothing is
+        pickled here.
+        """
         self.post(self.pack((m.FAIL, rid, [type(error).__name__, str(error)])))
 
     def _answered(self, opcode: int, frame: Frame) -> None:
@@ -233,10 +237,11 @@ class Connection:
         self._flush_scheduled = False
         self.flush()
 
-    def flush(self) -> None:
-        """Any thread: write what is buffered. Returns at once when another thread is at it, or the socket is full."""
+    def flush(self, wait: bool = False) -> None:
+        """Any thread: write what is buffered. Returns at once when another thread is at it (unless `wait`:
+        then that one is waited for), or the socket is full."""
         out, lock = self._out, self._lock
-        while out and not self._writer_armed and lock.acquire(False):
+        while out and not self._writer_armed and lock.acquire(wait):
             try:
                 if self._writer_armed or self.closed:
                     return
@@ -247,6 +252,14 @@ class Connection:
                 with contextlib.suppress(RuntimeError):  # the loop is closed: so is everything
                     self._loop.call_soon_threadsafe(self._arm_writer)
                 return
+        if wait:
+            with lock:
+                pass  # somebody may have taken the last bytes out and not handed them to the system yet
+
+    @property
+    def written(self) -> bool:
+        """Whether the system has taken all that was sent (or nobody ever will)."""
+        return self.closed or not (self._out or self._rest is not None)
 
     def _write(self) -> bool:
         """With the lock held: one write. True when the socket took less than there was."""
@@ -255,6 +268,8 @@ class Connection:
         data: bytes | memoryview
         if rest is not None:
             data = rest
+        elif not out:
+            return False  # the holder before us has written it
         else:
             data = out.popleft()
             if out and len(data) < limits.SEND_CHUNK:

@@ -33,8 +33,8 @@ def peer_uid(sock: socket.socket) -> int | None:
 class Listener:
     """Accepts connections on a Unix socket and greets them.
 
-    `on_peer(connection)` is called after a valid HELLO, before any other frame of that peer is handled; it may
-    raise `ProtocolError` to refuse. A peer that says nothing for `limits.HELLO_TIMEOUT` is dropped.
+    `on_peer(connection)` is called after a valid HELLO, before any other frame of that peer is handled; it
+    may raise `ProtocolError` to refuse. A peer that says nothing for `limits.HELLO_TIMEOUT` is dropped.
     """
 
     def __init__(
@@ -69,7 +69,8 @@ class Listener:
         except BaseException:
             self._sock.close()
             raise
-        # The directory is 0700 already; changing the umask instead would hit files that other threads create meanwhile.
+        # The directory is 0700 already; changing the umask instead would hit files that other threads create
+        # meanwhile.
         os.chmod(path, 0o600)
         self._sock.listen(limits.LISTEN_BACKLOG)
         loop.add_reader(self._sock.fileno(), self._accept)
@@ -77,14 +78,17 @@ class Listener:
     def _accept(self) -> None:
         for _ in range(limits.MAX_UNAUTHENTICATED):
             if len(self._waiting) >= limits.MAX_UNAUTHENTICATED:
-                self._pause(None)  # until one of them has said HELLO, or its time is up; others wait in the backlog
+                self._pause(
+                    None
+                )  # until one of them has said HELLO, or its time is up; others wait in the backlog
                 return
             try:
                 sock, _ = self._sock.accept()
             except (BlockingIOError, InterruptedError, ConnectionAbortedError):
                 return
             except OSError as error:
-                # Out of descriptors, most likely. The peer is still there: without a pause this would be a busy loop.
+                # Out of descriptors, most likely. The peer is still there: without a pause this would be a
+                # busy loop.
                 log.error("%s: cannot accept: %s", self._name, error)
                 self._pause(limits.ACCEPT_PAUSE)
                 return
@@ -101,7 +105,9 @@ class Listener:
                 trusted=False,
             )
             self.connections.add(connection)
-            self._waiting[connection] = self._loop.call_later(limits.HELLO_TIMEOUT, self._too_slow, connection)
+            self._waiting[connection] = self._loop.call_later(
+                limits.HELLO_TIMEOUT, self._too_slow, connection
+            )
 
     def _pause(self, seconds: float | None) -> None:
         if not self._paused:
@@ -135,8 +141,14 @@ class Listener:
         connection.kind, connection.ident = kind, ident
         connection.peer = {"pid": pid, "address": address, **info}
         connection.name = f"{kind} {ident.hex()[:8]} (pid {pid})"
-        facts = self._on_peer(connection)
         connection.greeted = True
+        try:
+            facts = self._on_peer(connection)
+        except ProtocolError:
+            raise
+        except Exception as error:
+            log.exception("%s: HELLO of %s failed", self._name, connection.name)
+            raise ProtocolError(f"HELLO failed: {error}") from error
         connection.cast(m.WELCOME, limits.PROTOCOL_VERSION, self._ident, facts or {})
 
     def _closed(self, connection: Connection) -> None:
@@ -155,14 +167,16 @@ class Listener:
             connection.close(None)
 
 
-def hello(kind: str, ident: bytes, address: str = "", info: dict[str, object] | None = None) -> tuple[object, ...]:
+def hello(
+    kind: str, ident: bytes, address: str = "", info: dict[str, object] | None = None
+) -> tuple[object, ...]:
     """The HELLO frame of this process."""
     return (m.HELLO, limits.PROTOCOL_VERSION, kind, ident, os.getpid(), address, info or {})
 
 
 def connect_unix(path: str) -> socket.socket:
-    """A connected non-blocking socket. Connecting to a Unix socket does not wait for the other side; `OSError` when
-    nobody listens (or its backlog is full)."""
+    """A connected non-blocking socket. Connecting to a Unix socket does not wait for the other side;
+    `OSError` when nobody listens (or its backlog is full)."""
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         sock.setblocking(False)

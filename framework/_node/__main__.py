@@ -21,7 +21,7 @@ def main() -> None:
     # Shared by node and zygote; no threads, no loop, no numpy.
     import logging  # noqa: F401
 
-    import framework._net.listener
+    import framework._net.listener  # noqa: F401
 
     try:
         import uvloop  # noqa: F401

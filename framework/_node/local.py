@@ -17,8 +17,8 @@ from framework._service.launch import command, spawn
 class LocalNode:
     """A node process that this process has started, and its session directory.
 
-    The sockets may be written to at once: what is written waits until the process is up. The process ends when this one does.
-    Raises OSError when the directory or the process cannot be made.
+    The sockets may be written to at once: what is written waits until the process is up. The process ends
+    when this one does. Raises OSError when the directory or the process cannot be made.
     """
 
     def __init__(self, resources: dict[str, Any]) -> None:
@@ -82,4 +82,6 @@ class LocalNode:
         with contextlib.suppress(OSError):
             with open(self._log_path(), errors="replace") as file:
                 text = file.read()[-4000:].strip()
-        return f"the node process did not start (exit code {self.process.code}). It said:\n{text or '(nothing)'}"
+        return (
+            f"the node process did not start (exit code {self.process.code}). It said:\n{text or '(nothing)'}"
+        )

@@ -56,7 +56,9 @@ class NodeProcess:
         self._session_dir: str = config["session_dir"]
         self._stopping = False
         wanted = config["resources"]
-        total = default_resources(wanted["num_cpus"], wanted["num_gpus"], wanted["memory"], wanted["resources"])
+        total = default_resources(
+            wanted["num_cpus"], wanted["num_gpus"], wanted["memory"], wanted["resources"]
+        )
         self.head = make_head(loop)
         self.node = NodeService(
             loop,
@@ -87,7 +89,9 @@ class NodeProcess:
             for name, service in (("node", self.node), ("head", self.head))
         ]
         to_head, to_node = socket.socketpair()
-        head_side = Connection(self._loop, to_node, self.head.handlers, on_close=self.head.peer_lost, name="node")
+        head_side = Connection(
+            self._loop, to_node, self.head.handlers, on_close=self.head.peer_lost, name="node"
+        )
         node_side = Connection(
             self._loop, to_head, self.node.head_handlers, on_close=lambda _: None, name="head"
         )
@@ -99,7 +103,9 @@ class NodeProcess:
         self._loop.call_later(1.0, self._sweep_stale)
 
     def _adopt(self, fd: int, service: Service) -> None:
-        """The driver that started this process is connected already: it says HELLO on the socket that we inherited."""
+        """The driver that started this process is connected already: it says HELLO on the socket that we
+        inherited.
+        """
 
         def on_hello(connection: Connection, frame: list[Any]) -> None:
             if connection.kind:
@@ -113,7 +119,9 @@ class NodeProcess:
         sock = socket.socket(fileno=fd)
         handlers = {**service.handlers, m.HELLO: on_hello}
         self._connections.append(
-            Connection(self._loop, sock, handlers, on_close=lambda c: self._driver_lost(c, service), name="driver")
+            Connection(
+                self._loop, sock, handlers, on_close=lambda c: self._driver_lost(c, service), name="driver"
+            )
         )
 
     def _driver_lost(self, connection: Connection, service: Service) -> None:
@@ -122,8 +130,8 @@ class NodeProcess:
             self.stop("its driver has ended")
 
     def _watch_driver(self, pid: int) -> None:
-        """The end of the connection tells that the driver is gone, unless a fork of it keeps the socket open: so watch the
-        process itself, where the system can."""
+        """The end of the connection tells that the driver is gone, unless a fork of it keeps the socket open:
+        so watch the process itself, where the system can."""
         opener = getattr(os, "pidfd_open", None)
         if opener is None:
             return

@@ -291,6 +291,7 @@ class NodeService:
             end = f"{process.reason} ({end})"
         detail = f"worker process {pid}{':' if process.reason else ''} {end}"
         self._deliver(self._logs.forget(worker_id))
+        running = self._running_task(worker_id)
         known = worker_id in self.state.workers
         if not known:
             self._run(self.state.start_failed(process.env, f"{detail} while it was starting"))
@@ -300,12 +301,15 @@ class NodeService:
                 del self._actor_specs[process.actor]  # (its next incarnation may wait for a place already)
             self._head.cast(m.ACTOR_GONE, process.actor, process.incarnation, detail, process.intended)
         elif allocation is not None and allocation.actor is None and not allocation.owner.closed:
-            allocation.owner.cast(m.LEASE_LOST, allocation.lease_id, self._running_task(worker_id), pid, end)
+            allocation.owner.cast(m.LEASE_LOST, allocation.lease_id, running, pid, end)
         self._run(commands)
 
     def _running_task(self, worker_id: bytes) -> int:
-        """What the worker wrote down as running when it died (0: nothing), from the file that it maps."""
-        path = os.path.join(self._session_dir, "sockets", f"{worker_id.hex()[:12]}.run")
+        """What the worker wrote down as running when it died (0: nothing), from the file that it maps. Its files go."""
+        socket_file = os.path.join(self._session_dir, "sockets", worker_id.hex()[:12])
+        path = f"{socket_file}.run"
+        with contextlib.suppress(OSError):
+            os.unlink(socket_file)
         try:
             with open(path, "rb") as file:
                 data = file.read(8)
@@ -449,7 +453,9 @@ class NodeService:
 
     def _poll_logs(self) -> None:
         self._log_timer = None
-        self._deliver(self._logs.poll_active())
+        # A driver that does not take its lines (it is stopped, or its terminal is) gets them later: they are in the files.
+        if not any(connection.congested for connection in self._drivers):
+            self._deliver(self._logs.poll_active())
         if any(worker.state != IDLE for worker in self.state.workers.values()):
             self._log_timer = self._loop.call_later(limits.LOG_POLL, self._poll_logs)
 

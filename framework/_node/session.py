@@ -1,7 +1,7 @@
 """The session directory: sockets while the session lives, logs beyond it.
 
-``$FRAMEWORK_TMPDIR`` (or the system's directory for temporary files) ``/framework-<uid>/session-<time>-<pid>/``,
-mode 0700, with ``sockets/`` and ``logs/``.
+``$FRAMEWORK_TMPDIR`` (or the system's directory for temporary files)
+``/framework-<uid>/session-<time>-<pid>/``, mode 0700, with ``sockets/`` and ``logs/``.
 """
 
 from __future__ import annotations
@@ -26,13 +26,16 @@ def sessions_root() -> str:
     except OSError as error:
         raise type(error)(
             error.errno,
-            f"no directory for sessions can be made here ({error.strerror}): set FRAMEWORK_TMPDIR to a directory that can be "
+            f"no directory for sessions can be made here ({error.strerror}): set FRAMEWORK_TMPDIR to a "
+            "directory that can be "
             "written to",
             root,
         ) from None
     found = os.lstat(root)
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid():
-        raise PermissionError(f"{root} is not a directory of this user: set FRAMEWORK_TMPDIR to another place")
+        raise PermissionError(
+            f"{root} is not a directory of this user: set FRAMEWORK_TMPDIR to another place"
+        )
     if found.st_mode & 0o077:
         os.chmod(root, 0o700)
     return root
@@ -60,7 +63,8 @@ def create_session(unique: str) -> str:
         sweep_session(path)
         raise type(error)(
             error.errno,
-            f"the session directory cannot be made ({error.strerror}): set FRAMEWORK_TMPDIR to a directory that can be written "
+            f"the session directory cannot be made ({error.strerror}): set FRAMEWORK_TMPDIR to a directory "
+            "that can be written "
             "to",
             path,
         ) from None
@@ -73,10 +77,11 @@ def open_private(path: str, flags: int = os.O_WRONLY | os.O_APPEND | os.O_CREAT)
 
 
 def sweep_session(path: str) -> None:
-    """The session is over: its sockets go, and empty logs; the directory too, if nothing is left in it. Never raises.
+    """The session is over: its sockets go, and empty logs; the directory too, if nothing is left in it. Never
+    raises.
 
-    Loads no modules: at the exit of an interpreter that is not safe (`shutil`, of all things, makes Python forget that it ends
-    because of Ctrl-C)."""
+    Loads no modules: at the exit of an interpreter that is not safe (`shutil`, of all things, makes Python
+    forget that it ends because of Ctrl-C)."""
     sockets, logs = os.path.join(path, "sockets"), os.path.join(path, "logs")
     _remove(entry.path for entry in _entries(sockets) if not entry.is_dir(follow_symlinks=False))
     _remove([os.path.join(path, "node.pid")])

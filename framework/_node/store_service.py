@@ -1,4 +1,6 @@
-"""The node's object store, the shell: answers clients, moves blocks to disk and back in threads, hands out the arena."""
+"""The node's object store, the shell: answers clients, moves blocks to disk and back in threads, hands out
+the arena.
+"""
 
 from __future__ import annotations
 
@@ -116,15 +118,21 @@ class StoreService:
         _, rid, object_id, size, owner_ident = frame
         owner = self._owner_of(owner_ident)
         if owner is None:
-            connection.fail(rid, exceptions.OwnerDiedError(reason="the process that this value is for has ended"))
+            connection.fail(
+                rid, exceptions.OwnerDiedError(reason="the process that this value is for has ended")
+            )
             return
-        self._with_grace(self.state.create((connection, rid), connection, object_id, size, owner), (connection, rid))
+        self._with_grace(
+            self.state.create((connection, rid), connection, object_id, size, owner), (connection, rid)
+        )
 
     def _pin(self, connection: Connection, frame: Frame) -> None:
         self._with_grace(self.state.pin((connection, frame[1]), connection, frame[2]), (connection, frame[1]))
 
     def _with_grace(self, commands: list[tuple[Any, ...]], token: Token) -> None:
-        answered = any(command[0] in ("placed", "view", "refuse") and command[1] == token for command in commands)
+        answered = any(
+            command[0] in ("placed", "view", "refuse") and command[1] == token for command in commands
+        )
         self._run(commands)
         if not answered:
             self._loop.call_later(limits.STORE_FULL_GRACE, self._give_up, token)

@@ -1,7 +1,8 @@
 """The node's side of zygotes: ask for forks, hear of exits.
 
-There is one zygote per set of environment variables that matter when modules are loaded (`LOAD_TIME_VARIABLES`,
-e.g. OMP_NUM_THREADS, which BLAS reads once); all other variables are set in the child after the fork.
+There is one zygote per set of environment variables that matter when modules are loaded
+(`LOAD_TIME_VARIABLES`, e.g. OMP_NUM_THREADS, which BLAS reads once); all other variables are set in the child
+after the fork.
 """
 
 from __future__ import annotations
@@ -19,7 +20,18 @@ import msgpack
 from framework._service.launch import command, spawn
 from framework._state.node import EnvKey
 
-LOAD_TIME_VARIABLES = ("OMP_", "OPENBLAS_", "MKL_", "BLIS_", "NUMEXPR_", "VECLIB_", "PYTHON", "LD_", "MALLOC_", "NUMPY_")
+LOAD_TIME_VARIABLES = (
+    "OMP_",
+    "OPENBLAS_",
+    "MKL_",
+    "BLIS_",
+    "NUMEXPR_",
+    "VECLIB_",
+    "PYTHON",
+    "LD_",
+    "MALLOC_",
+    "NUMPY_",
+)
 
 
 def load_time_part(env: EnvKey) -> EnvKey:
@@ -107,7 +119,9 @@ class Zygote:
 
 
 def spawn_zygote(env: EnvKey) -> tuple[socket.socket, int]:
-    """Start a zygote in a fresh interpreter with these variables set from the beginning. OSError if that fails."""
+    """Start a zygote in a fresh interpreter with these variables set from the beginning. OSError if that
+    fails.
+    """
     ours, theirs = socket.socketpair()
     try:
         argv = command("framework._worker.__main__", str(theirs.fileno()), str(os.getpid()))

@@ -15,7 +15,12 @@ from framework._serial.errors import error_from_wire
 from framework._state.objects import FAILED, Entry
 from framework._state.tasks import FINISHED, QUEUED, SENT, TaskRecord
 from framework._wire import messages as m
-from framework.exceptions import ActorDiedError, ActorUnavailableError, FrameworkError
+from framework.exceptions import (
+    ActorDiedError,
+    ActorUnavailableError,
+    FrameworkError,
+    PendingCallsLimitExceeded,
+)
 
 if TYPE_CHECKING:
     from framework._runtime.runtime import Runtime
@@ -29,8 +34,8 @@ DEAD = "DEAD"
 
 
 class ActorClient:
-    """What this process knows of one actor, and its calls to it. Calls leave in the order in which they were made: one
-    whose arguments are not there yet holds up those behind it."""
+    """What this process knows of one actor, and its calls to it. Calls leave in the order in which they were
+    made: one whose arguments are not there yet holds up those behind it."""
 
     __slots__ = (
         "_actors",
@@ -47,7 +52,9 @@ class ActorClient:
         "kept",
         "known",
         "lost_connection",
+        "open",
         "queue",
+        "restartable",
         "state",
         "templates",
         "text",
@@ -55,7 +62,8 @@ class ActorClient:
 
     def __init__(self, actors: Actors, actor_id: bytes, class_name: str) -> None:
         self._actors = actors
-        #: held by whoever puts calls in flight from outside of the loop, and by the loop when it takes them all out again
+        #: held by whoever puts calls in flight from outside of the loop, and by the loop when it takes them
+        #: all out again
         self._handover = threading.Lock()
         self.actor_id = actor_id
         self.class_name = class_name
@@ -67,8 +75,9 @@ class ActorClient:
         self.inflight: dict[int, TaskRecord] = {}
         self.error: BaseException | None = None
         self.creation: Entry | None = None  #: done when its constructor is; freed when the last handle is gone
+        self.open: set[int] = set()  #: calls that may not be done; only where their number is limited
         self.known = False  #: the head reports to us
-        self.detached = False
+        self.detached = self.restartable = False
         self.draining: Connection | None = None  #: to a process that has ended: what it has still answered is being read
         self.kept: list[Any] | None = None  #: references in the arguments of its constructor, in the process that made it
         self.text = "the reason is not known"  #: why it was restarted
@@ -95,8 +104,8 @@ class ActorClient:
         if not self._handover.acquire(False):
             return False
         try:
-            # In this order: a call on its way leaves `busy` for the queue, and the queue for what is in flight. Looked at the
-            # other way round, it could slip past.
+            # In this order: a call on its way leaves `busy` for the queue, and the queue for what is in
+            # flight. Looked at the other way round, it could slip past.
             busy = self._actors.runtime.submitter.busy
             if busy or self.queue or self.inflight or self.connection is not connection:
                 return False
@@ -106,9 +115,21 @@ class ActorClient:
             self.inflight[task.unique] = task
         finally:
             self._handover.release()
-        # If the connection is lost from here on, the loop knows of the call and judges it with all others in flight.
+        # If the connection is lost from here on, the loop knows of the call and judges it with all others in
+        # flight.
         connection.send(frame)
         return True
+
+    def check_pending(self, limit: int) -> None:
+        """Any thread: `PendingCallsLimitExceeded` when that many calls of this process are not done."""
+        if len(self.open) >= limit:
+            tasks = self._actors.runtime.submitter.tasks
+            self.open = {unique for unique in list(self.open) if unique in tasks}
+            if len(self.open) >= limit:
+                raise PendingCallsLimitExceeded(
+                    f"{limit} calls of this process to the actor {self.class_name} are not done, as many as its "
+                    "max_pending_calls allows: wait for some of them before the next"
+                )
 
     def disconnect(self) -> None:
         """No call leaves any more."""
@@ -159,7 +180,8 @@ class ActorClient:
 
 
 class Actors:
-    """The clients of all actors that this process has handles of. Methods run on the loop unless they say otherwise."""
+    """The clients of all actors that this process has handles of. Methods run on the loop unless they say
+    otherwise."""
 
     def __init__(self, runtime: Runtime) -> None:
         self.runtime = runtime
@@ -207,6 +229,7 @@ class Actors:
         client.known = True
         client.creation = creation
         client.detached = spec["lifetime"] == "detached"
+        client.restartable = bool(spec["max_restarts"])
         creation.task = client
         self._clients[actor_id] = client
         self._creations[creation.id] = client
@@ -248,7 +271,7 @@ class Actors:
                 spec["args"][place] = value
             else:
                 spec["kwargs"][place] = value
-        client.kept = refs  # the head may start it again with the same arguments
+        client.kept = refs  # until it has them; for longer if it may be started again with the same arguments
         self._tell_head(client, spec)
 
     def _argument_failed(self, client: ActorClient, entry: Entry) -> None:
@@ -305,11 +328,14 @@ class Actors:
         if connection is None:
             return  # it died again: the head will say
         self.dirty.add(client)
+        if not client.restartable:
+            client.kept = None
         if client.creation is not None and not client.creation.state:
             self.runtime.objects.complete(client.creation, None)
 
     def _drain(self, client: ActorClient) -> None:
-        """Its process has ended. What it has still answered is read first; then the calls without an answer are judged."""
+        """Its process has ended. What it has still answered is read first; then the calls without an answer
+        are judged."""
         connection = client.connection
         client.disconnect()
         if client.draining is None:

@@ -9,7 +9,17 @@ from typing import Any
 class TaskContext:
     """What a running task knows of itself."""
 
-    __slots__ = ("actor_id", "attempt", "children", "deadline", "gpus", "name", "resources", "task_id", "unique")
+    __slots__ = (
+        "actor_id",
+        "attempt",
+        "children",
+        "deadline",
+        "gpus",
+        "name",
+        "resources",
+        "task_id",
+        "unique",
+    )
 
     def __init__(
         self,

@@ -20,7 +20,9 @@ class _Current:
         self.lock = threading.RLock()
         self.auto_init: Callable[[], object] | None = None
         self.was_shut_down = False
-        self.abandoned: list[Runtime] = []  #: of our parent, after a fork: never finalized, it shares descriptors with ours
+        self.abandoned: list[
+            Runtime
+        ] = []  #: of our parent, after a fork: never finalized, it shares descriptors with ours
 
     def forked(self) -> None:
         """In a forked child: whoever held the lock is not here."""
@@ -61,7 +63,8 @@ def existing() -> Runtime | None:
 def current() -> Runtime:
     """The runtime; started now if `init` has not been called yet.
 
-    Raises `ForkedProcessError` in a forked child of a connected process, `NotInitializedError` after `shutdown`.
+    Raises `ForkedProcessError` in a forked child of a connected process, `NotInitializedError` after
+    `shutdown`.
     """
     runtime = _current.runtime
     if runtime is not None:
@@ -71,7 +74,9 @@ def current() -> Runtime:
     from framework.exceptions import NotInitializedError
 
     if _current.was_shut_down:
-        raise NotInitializedError("the framework was shut down in this process: call framework.init() again first")
+        raise NotInitializedError(
+            "the framework was shut down in this process: call framework.init() again first"
+        )
     if _current.auto_init is None:
         raise NotInitializedError("call framework.init() first")
     with _current.lock:
@@ -86,8 +91,10 @@ def _forked_error(runtime: Runtime) -> Exception:
     from framework.exceptions import ForkedProcessError
 
     return ForkedProcessError(
-        f"this process (pid {os.getpid()}) is a fork of one that is connected (pid {runtime.pid}) and cannot use its "
-        "connections: use remote tasks instead of os.fork or multiprocessing's fork, start the child with multiprocessing's "
+        f"this process (pid {os.getpid()}) is a fork of one that is connected (pid {runtime.pid}) and cannot "
+        "use its "
+        "connections: use remote tasks instead of os.fork or multiprocessing's fork, start the child with "
+        "multiprocessing's "
         "'spawn' method, or call framework.init() in the child to start a session of its own"
     )
 

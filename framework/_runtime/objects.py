@@ -2,9 +2,10 @@
 
 Custody. Whoever hands a reference on keeps its own until the receiver is known to the owner:
 
-- The submitter of a task keeps all references in its arguments until the task's reply. A worker that still holds some
-  of them then registers with their owners *before* the reply leaves (`register_provisional`).
-- A worker whose result contains references keeps them until the receiver of the result has registered (RELEASE_HELD).
+- The submitter of a task keeps all references in its arguments until the task's reply. A worker that still
+  holds some of them then registers with their owners *before* the reply leaves (`register_provisional`).
+- A worker whose result contains references keeps them until the receiver of the result has registered
+  (RELEASE_HELD).
 - A value that contains references keeps them as long as it lives (`Entry.contained`).
 - No release leaves this process while a registration of it is under way.
 """
@@ -35,14 +36,18 @@ class Objects:
     def __init__(self, runtime: Runtime) -> None:
         self._runtime = runtime
         self.table = ObjectTable()
-        self.drops: deque[Entry] = deque()  #: entries of references that were collected; appended to from anywhere
+        self.drops: deque[Entry] = (
+            deque()
+        )  #: entries of references that were collected; appended to from anywhere
         self._count_lock = threading.Lock()
         self._held: dict[tuple[Connection, int, int], list[Any]] = {}
         self._provisional: set[Entry] = set()
         self._registrations = 0  #: begun so far
         self._registering: dict[int, None] = {}  #: numbers of those without an answer, the oldest first
         self._after_registering: deque[tuple[int, Callable[[], object]]] = deque()
-        self._unregistered: deque[Entry] = deque()  #: arrived outside of tasks: to be registered in the loop's next turn
+        self._unregistered: deque[Entry] = (
+            deque()
+        )  #: arrived outside of tasks: to be registered in the loop's next turn
         self.handlers = {
             m.FETCH: self._fetch,
             m.BORROW: self._borrow,
@@ -69,7 +74,8 @@ class Objects:
                 return self.table.add(entry)
             entry = Entry(object_id, owner)
             self.table.add(entry)
-        # From now on until its owner knows of us, no reply and no release leaves that could end somebody else's custody.
+        # From now on until its owner knows of us, no reply and no release leaves that could end somebody
+        # else's custody.
         self._provisional.add(entry)
         if not self._runtime.in_task():
             self._unregistered.append(entry)
@@ -164,7 +170,9 @@ class Objects:
         for entry in gone:
             assert entry.owner is not None
             again = self.table.get(entry.id)
-            if again is None or not again.registered:  # else it has come back meanwhile, and its owner heard that first
+            if (
+                again is None or not again.registered
+            ):  # else it has come back meanwhile, and its owner heard that first
                 by_owner.setdefault(entry.owner, []).append(entry.id)
         for owner, ids in by_owner.items():
             connection = self._runtime.peers.existing(owner)
@@ -174,8 +182,8 @@ class Objects:
     # ---- borrowing: this process is the borrower -----------------------------------------------------
 
     def register_provisional(self, then: Callable[[], None]) -> bool:
-        """A task ends. If it leaves references behind that it borrowed, tell their owners and call `then` when they
-        know; False, and `then` is not called, when there are none (any thread may ask)."""
+        """A task ends. If it leaves references behind that it borrowed, tell their owners and call `then`
+        when they know; False, and `then` is not called, when there are none (any thread may ask)."""
         if not self._provisional and not self._registering:
             return False
         self._runtime.post(self._register_kept, then)
@@ -194,8 +202,8 @@ class Objects:
         self._when_registered(then)
 
     def _when_registered(self, then: Callable[[], object]) -> None:
-        """Call `then` when the registrations that are under way now have been answered (not those that begin later: in a busy
-        process there always is one)."""
+        """Call `then` when the registrations that are under way now have been answered (not those that begin
+        later: in a busy process there always is one)."""
         if self._registering:
             self._after_registering.append((self._registrations, then))
         else:
@@ -270,7 +278,9 @@ class Objects:
             )
 
     def owner_connection_lost(self, address: str) -> None:
-        """The connection to a process at this address is gone: what was borrowed from it and has no value is lost."""
+        """The connection to a process at this address is gone: what was borrowed from it and has no value is
+        lost.
+        """
         self._owner_lost([entry for entry in self.table.of_owner(address) if not entry.state], address)
 
     # ---- borrowing: this process is the owner --------------------------------------------------------
@@ -330,8 +340,8 @@ class Objects:
         self._held.pop((connection, frame[1], frame[2]), None)
 
     def release_when_registered(self, connection: Connection, unique: int, index: int) -> None:
-        """A result with references has arrived and its references are entries here: the sender may let go when all owners
-        know of this process."""
+        """A result with references has arrived and its references are entries here: the sender may let go
+        when all owners know of this process."""
 
         def release() -> None:
             if not connection.closed:
@@ -342,7 +352,9 @@ class Objects:
 
 
 def _copy_of(error: BaseException) -> BaseException:
-    """Raising one exception object in several places grows its traceback and ties frames together: raise a copy."""
+    """Raising one exception object in several places grows its traceback and ties frames together: raise a
+    copy.
+    """
     if isinstance(error, FrameworkError):
         wire = error_to_wire(error, function_name="", pid=0, ip="")
         copy = error_from_wire(wire)

@@ -125,13 +125,17 @@ def _write(stream: TextIO, text: str) -> None:
         pass
 
 
-BATCHES_WAITING = 1_000  #: batches of lines that wait for a slow terminal; beyond, lines are counted, not shown
+BATCHES_WAITING = (
+    1_000  #: batches of lines that wait for a slow terminal; beyond, lines are counted, not shown
+)
 CLOSE_GRACE = 1.0  #: seconds that the terminal gets to take the last lines
 
 
 class LogPrinter:
-    """Shows what workers print: lines come on the runtime's loop, and are printed by a thread of their own, because a terminal
-    may be slow. What it cannot take is left out, and the number of lines left out is said."""
+    """Shows what workers print: lines come on the runtime's loop, and are printed by a thread of their own,
+    because a terminal may be slow. What it cannot take is left out, and the number of lines left out is
+    said.
+    """
 
     def __init__(self, runtime: Runtime) -> None:
         dedup = None

@@ -1,4 +1,6 @@
-"""Connections to other processes that run user code: workers that run our tasks, owners whose objects we borrow."""
+"""Connections to other processes that run user code: workers that run our tasks, owners whose objects we
+borrow.
+"""
 
 from __future__ import annotations
 
@@ -94,5 +96,3 @@ class Peers:
             self._listener.close()
         for connection in list(self._by_address.values()):
             connection.close()
-
-

@@ -1,6 +1,7 @@
 """The runtime of a driver or worker: one background thread with a loop, on which the owner's services live.
 
-User threads talk to it by posting to its mailbox and by waiting for entries; user code never runs on its loop.
+User threads talk to it by posting to its mailbox and by waiting for entries; user code never runs on its
+loop.
 """
 
 from __future__ import annotations
@@ -39,6 +40,7 @@ from framework._state.objects import FAILED, READY, Entry
 from framework._wire import messages as m
 from framework._wire.codec import new_packer
 from framework.exceptions import (
+    ForkedProcessError,
     GetTimeoutError,
     LocalNodeDiedError,
     NotInitializedError,
@@ -62,6 +64,7 @@ class Config:
     """Who this process is, in which session."""
 
     __slots__ = (
+        "env",
         "is_driver",
         "job",
         "job_facts",
@@ -79,6 +82,9 @@ class Config:
         self.is_driver = is_driver
         self.job = b""
         self.job_facts: dict[str, Any] = {}  #: sys.path, working directory and namespace of the driver
+        self.env: dict[
+            str, str
+        ] = {}  #: environment variables that tasks and actors started from here inherit
         self.namespace = ""
         self.node_id = b"\xff" * 28
         self.node_ip = "127.0.0.1"
@@ -131,7 +137,10 @@ class Runtime:
             **self.streams.handlers,
             m.CANCEL_REF: self._cancel_ref,
         }
-        self.node_handlers: dict[int, Handler] = {**self.submitter.node_handlers, m.WELCOME: self._node_welcome}
+        self.node_handlers: dict[int, Handler] = {
+            **self.submitter.node_handlers,
+            m.WELCOME: self._node_welcome,
+        }
         self.head_handlers: dict[int, Handler] = {**self.actors.head_handlers, m.WELCOME: self._ignore}
         self.peers = Peers(self, self._peer_lost)
         self.peer_handlers[m.WELCOME] = self.peers.welcome
@@ -173,7 +182,12 @@ class Runtime:
     def attach_node(self, sock: Any) -> Connection:
         """On the loop: speak to the node over this socket."""
         node = Connection(
-            self.loop, sock, self.node_handlers, on_close=self._node_lost, on_batch=self.after_batch, name="the node"
+            self.loop,
+            sock,
+            self.node_handlers,
+            on_close=self._node_lost,
+            on_batch=self.after_batch,
+            name="the node",
         )
         node.state = {}
         self.node = node
@@ -185,7 +199,12 @@ class Runtime:
     def attach_head(self, sock: Any) -> Connection:
         """On the loop: speak to the head over this socket."""
         head = Connection(
-            self.loop, sock, self.head_handlers, on_close=self._head_lost, on_batch=self.after_batch, name="the head"
+            self.loop,
+            sock,
+            self.head_handlers,
+            on_close=self._head_lost,
+            on_batch=self.after_batch,
+            name="the head",
         )
         self.head = head
         kind = "driver" if self.config.is_driver else "worker"
@@ -333,8 +352,8 @@ class Runtime:
             self.actors.flush()
 
     def _on_tick(self) -> None:
-        """Dropped references cannot wake the loop (they may be dropped inside of the garbage collector): look now and
-        then, less often when nothing happens."""
+        """Dropped references cannot wake the loop (they may be dropped inside of the garbage collector): look
+        now and then, less often when nothing happens."""
         if self.objects.drops:
             self._tick = limits.DROP_TICK
             self.objects.drain_drops()
@@ -359,7 +378,8 @@ class Runtime:
         """Any thread: a reference to a copy of `value`."""
         if isinstance(value, self.ref_class):
             raise TypeError(
-                "put() of an ObjectRef is not allowed: it is a reference already. To store the reference itself, put it "
+                "put() of an ObjectRef is not allowed: it is a reference already. To store the reference "
+                "itself, put it "
                 "into a list: put([ref])"
             )
         return self.put_encoded(values.encode(value, where="the value of put()").own())
@@ -387,10 +407,16 @@ class Runtime:
     def _unhandled(self, entry: Entry) -> None:
         entry.seen = True
         error = self.objects.error(entry)
-        if not self.config.is_driver or self.closing or isinstance(error, TaskCancelledError | NotInitializedError):
+        if (
+            not self.config.is_driver
+            or self.closing
+            or isinstance(error, TaskCancelledError | NotInitializedError)
+        ):
             return
         log.error(
-            "a task failed and nobody looked at its result (get or await the reference to handle the error):\n%s", error
+            "a task failed and nobody looked at its result (get or await the reference to handle the "
+            "error):\n%s",
+            error,
         )
 
     def wire_error(self, error: BaseException, name: str) -> list[Any]:
@@ -410,8 +436,8 @@ class Runtime:
         raise self.objects.error(entry)
 
     def wait(self, entries: list[Entry], needed: int, timeout: float | None, eager: bool, what: str) -> bool:
-        """Any thread but the loop's: block until `needed` of them are done; False when the time ran out. With `eager`, one
-        failure is enough."""
+        """Any thread but the loop's: block until `needed` of them are done; False when the time ran out. With
+        `eager`, one failure is enough."""
         pending = [entry for entry in entries if not entry.state]
         needed -= len(entries) - len(pending)
         if needed <= 0:
@@ -448,7 +474,9 @@ class Runtime:
 
     def _check_thread(self, what: str) -> None:
         if threading.current_thread() is self._thread:
-            raise RuntimeError(f"{what}() was called on the runtime's own loop, for which it would wait forever")
+            raise RuntimeError(
+                f"{what}() was called on the runtime's own loop, for which it would wait forever"
+            )
         if asyncio._get_running_loop() is not None:
             self.warn_blocking(what)
 
@@ -470,7 +498,8 @@ class Runtime:
             "next": "`async for ref in generator`",
         }
         warnings.warn_explicit(
-            f"blocking {what}() inside a running event loop stops everything else on that loop, at {place[0]}:{place[1]}; use "
+            f"blocking {what}() inside a running event loop stops everything else on that loop, at "
+            f"{place[0]}:{place[1]}; use "
             f"{form.get(what, 'the await form')} instead",
             RuntimeWarning,
             filename=place[0],
@@ -511,6 +540,7 @@ class Runtime:
         """On any loop: until the object is done."""
         if entry.state:
             return
+        self._check_process()
         if entry.owner is not None and not entry.fetching:
             self.post(self.objects.need, entry)
         loop = asyncio.get_running_loop()
@@ -527,10 +557,24 @@ class Runtime:
             if not entry.state:
                 unregister(entry, waiter)
 
+    def _check_process(self) -> None:
+        """References work without asking for the current runtime, so they check for themselves."""
+        if os.getpid() != self.pid:
+            raise ForkedProcessError(
+                f"this reference belongs to process {self.pid}, of which this one (pid {os.getpid()}) is a "
+                "fork: its "
+                "connections cannot be used here. Get the values before the fork, or use remote tasks "
+                "instead of os.fork"
+            )
+
     def callback(self, entry: Entry, function: Callable[[], object]) -> None:
         """Any thread: call `function` in a thread for callbacks when the object is done."""
+        if not entry.state:
+            self._check_process()
         if self._callbacks is None:
-            self._callbacks = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="framework-callbacks")
+            self._callbacks = concurrent.futures.ThreadPoolExecutor(
+                1, thread_name_prefix="framework-callbacks"
+            )
         pool = self._callbacks
         if entry.owner is not None:
             self.post(self.objects.need, entry)

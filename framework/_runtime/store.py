@@ -1,6 +1,8 @@
-"""The store client of this process, joined to its runtime: messages to the node, and what a stored value looks like on the wire.
+"""The store client of this process, joined to its runtime: messages to the node, and what a stored value
+looks like on the wire.
 
-A stored value travels as ``[3, object id, owner, size, refs]``: whoever gets it asks the store of its own node for a pin.
+A stored value travels as ``[3, object id, owner, size, refs]``: whoever gets it asks the store of its own
+node for a pin.
 """
 
 from __future__ import annotations

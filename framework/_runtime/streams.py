@@ -1,10 +1,11 @@
-"""Streaming generators, the consumer's side: items as they arrive, the next one for whoever asks, credits back.
+"""Streaming generators, the consumer's side: items as they arrive, the next one for whoever asks, credits
+back.
 
-A stream lives as long as the reference that stands for its task (`ObjectRefGenerator` holds it): when the last one goes,
-here or in another process, the producer is stopped.
+A stream lives as long as the reference that stands for its task (`ObjectRefGenerator` holds it): when the
+last one goes, here or in another process, the producer is stopped.
 
-A process that was handed a generator has a `_Mirror` of it: it asks the owner for one item per consumer that waits, and what
-comes for a consumer that has given up is for the next.
+A process that was handed a generator has a `_Mirror` of it: it asks the owner for one item per consumer that
+waits, and what comes for a consumer that has given up is for the next.
 """
 
 from __future__ import annotations
@@ -72,7 +73,8 @@ class Streams:
             stream.add(index, ref)
             self._runtime.objects.complete(entry, value)
             if nested:
-                self._runtime.objects.release_when_registered(connection, task.unique, index + FIRST_ITEM_INDEX)
+                place = index + FIRST_ITEM_INDEX
+                self._runtime.objects.release_when_registered(connection, task.unique, place)
         else:
             stream.add(index, None)  # made again by a second attempt, or no longer wanted
             if nested:
@@ -189,7 +191,8 @@ class Streams:
                 stream.waiters.remove(waiter)
 
     def ready(self, generator_ref: Any) -> bool:
-        """Whether the next item is here, or there will be none. A generator of another process is asked: look again later."""
+        """Whether the next item is here, or there will be none. A generator of another process is asked: look
+        again later."""
         stream, source = self._find(generator_ref)
         if stream is None or stream.items or stream.ended:
             return True
@@ -203,13 +206,15 @@ class Streams:
         return stream is None or stream.ended
 
     def readiness(self, generator_ref: Any) -> Entry:
-        """An entry of no object, which is done when the next item is here or there will be none: for `wait`."""
+        """An entry of no object, which is done when the next item is here or there will be none: for
+        `wait`."""
         entry = Entry(generator_ref._entry.id)
         stream, source = self._find(generator_ref)
         if stream is None or stream.items or stream.ended:
             self._runtime.objects.complete(entry, None)
         else:
-            self._listen(stream, source, lambda _: self._runtime.post(self._runtime.objects.complete, entry, None))
+            complete = self._runtime.objects.complete
+            self._listen(stream, source, lambda _: self._runtime.post(complete, entry, None))
         return entry
 
     def next_blocking(self, generator_ref: Any) -> Any | None:
@@ -300,7 +305,8 @@ class Streams:
                 self._lost(mirror)
                 return
             mirror.asked += 1
-            connection.call(m.NEXT_ITEM, mirror.id).add_done_callback(lambda future: self._answered(mirror, future))
+            answer = connection.call(m.NEXT_ITEM, mirror.id)
+            answer.add_done_callback(lambda future: self._answered(mirror, future))
 
     def _answered(self, mirror: _Mirror, future: asyncio.Future[Any]) -> None:
         mirror.asked -= 1

@@ -512,13 +512,27 @@ class Submitter:
         """The connection to a worker is gone: the node will say why (LEASE_LOST)."""
         for lease in list(connection.state.leases.values()):
             lease.retiring = True
-            self._loop.call_later(
-                limits.DEATH_VERDICT_TIMEOUT, self._lose, lease.lease_id, 0, 0, "the connection to it was lost"
-            )
+            if lease.verdict is not None:
+                self._lose(*lease.verdict)
+                self._runtime.flush_soon()
+            else:
+                verdict = (lease.lease_id, 0, 0, "the connection to it was lost")
+                self._loop.call_later(limits.DEATH_VERDICT_TIMEOUT, self._lose, *verdict)
 
     def _lost(self, node: Connection, frame: Frame) -> None:
-        self._lose(*frame[1:])
-        self.flush_dirty()
+        verdict = frame[1:]
+        lease = self._leases.get(verdict[0])
+        if lease is None:
+            return
+        if lease.connection.closed:
+            self._lose(*verdict)
+            self.flush_dirty()
+            return
+        # The node's word has overtaken what the worker has still said: that is read first, so that no task that was done
+        # runs again. The end of the connection may not come, if user code has forked a process that holds it open.
+        lease.retiring = True
+        lease.verdict = verdict
+        self._loop.call_later(limits.EXIT_GRACE, self._lose, *verdict)
 
     def _lose(self, lease_id: int, running: int, pid: int, detail: str) -> None:
         lease = self._leases.get(lease_id)
@@ -738,7 +752,10 @@ class Submitter:
 
     def _overdue(self, task: TaskRecord, why: str) -> None:
         """It was to end a while ago and has not reacted."""
-        if task.state == SENT and task.lease is not None and self._runtime.node is not None:
+        if task.state == SENT and task.actor is not None:
+            # The actor has other callers: it stays, and this one waits no longer.
+            self._finish(task, self._cancel_error(task))
+        elif task.state == SENT and task.lease is not None and self._runtime.node is not None:
             self._runtime.node.cast(m.KILL_WORKER, task.lease.worker_id, why)
 
     def node_lost(self, error: LocalNodeDiedError) -> None:

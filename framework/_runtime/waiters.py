@@ -1,7 +1,8 @@
-"""Waiting for objects: threads, asyncio futures, plain callbacks. All are callables that get the entry that is done.
+"""Waiting for objects: threads, asyncio futures, plain callbacks. All are callables that get the entry that
+is done.
 
-Protocol: register first, then look at the state (see `Entry`). A waiter may therefore be called by the runtime's loop and by
-the thread that registered it, for the same entry: every one here is idempotent.
+Protocol: register first, then look at the state (see `Entry`). A waiter may therefore be called by the
+runtime's loop and by the thread that registered it, for the same entry: every one here is idempotent.
 """
 
 from __future__ import annotations

@@ -1,4 +1,6 @@
-"""Starting our own Python processes, with next to nothing imported: a driver does this first and loads the rest meanwhile."""
+"""Starting our own Python processes, with next to nothing imported: a driver does this first and loads the
+rest meanwhile.
+"""
 
 from __future__ import annotations
 
@@ -11,8 +13,8 @@ import sys
 import time
 from collections.abc import Iterable, Mapping
 
-# Not `-m`: that costs 10 ms. The package comes from where its parent has it; nothing else there may hide modules of the
-# standard library, so the rest of the parent's path goes to the end.
+# Not `-m`: that costs 10 ms. The package comes from where its parent has it; nothing else there may hide
+# modules of the standard library, so the rest of the parent's path goes to the end.
 _PROGRAM = (
     "import sys, json; root, *rest = json.loads(sys.argv[1]); sys.path.insert(0, root); import framework; "
     "sys.path.remove(root); sys.path += [p for p in rest if p not in sys.path]; from {} import main; main()"
@@ -20,18 +22,20 @@ _PROGRAM = (
 
 
 def command(module: str, *arguments: str) -> list[str]:
-    """The command line that runs `main()` of `module` of this package in a fresh interpreter, where ``sys.argv[2:]`` are
-    `arguments`. `RuntimeError` when the interpreter is not known."""
+    """The command line that runs `main()` of `module` of this package in a fresh interpreter, where
+    ``sys.argv[2:]`` are `arguments`. `RuntimeError` when the interpreter is not known."""
     if not sys.executable:
-        raise RuntimeError("sys.executable is empty: the path of the Python interpreter is needed to start processes")
+        raise RuntimeError(
+            "sys.executable is empty: the path of the Python interpreter is needed to start processes"
+        )
     root = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
     rest = [entry for entry in sys.path if isinstance(entry, str) and entry]
     return [sys.executable, "-P", "-c", _PROGRAM.format(module), json.dumps([root, *rest]), *arguments]
 
 
 class Child:
-    """A process that we have started. It may be reaped behind our back (by ``os.wait`` of the user): then it counts as ended
-    with code None."""
+    """A process that we have started. It may be reaped behind our back (by ``os.wait`` of the user): then it
+    counts as ended with code None."""
 
     __slots__ = ("_ended", "code", "group", "pid")
 
@@ -95,8 +99,10 @@ def spawn(
     output: int | None = None,
     new_session: bool = False,
 ) -> Child:
-    """Start a process with its standard input closed to us, the descriptors `keep` under the same numbers, and its output and
-    errors sent to the descriptor `output`. With `new_session` no signal of our terminal reaches it. OSError if that fails."""
+    """Start a process with its standard input closed to us, the descriptors `keep` under the same numbers,
+    and its output and errors sent to the descriptor `output`. With `new_session` no signal of our terminal
+    reaches it. OSError if that fails.
+    """
     null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
     try:
         out = null if output is None else output

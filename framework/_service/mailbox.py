@@ -1,7 +1,8 @@
 """From any thread to a loop: append to a deque, wake the loop once per batch.
 
-The flag is cleared *before* the deque is emptied. A thread appends first and looks at the flag second: if it sees the
-flag still set, the emptying that follows finds its item. So no wake-up is lost, and a burst costs one.
+The flag is cleared *before* the deque is emptied. A thread appends first and looks at the flag second: if it
+sees the flag still set, the emptying that follows finds its item. So no wake-up is lost, and a burst costs
+one.
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ class Mailbox:
         self._awake = False
 
     def post(self, function: Callable[..., object], *args: object) -> None:
-        """Have `function(*args)` called on the loop. Never blocks; silently dropped when the loop is closed."""
+        """Have `function(*args)` called on the loop. Never blocks; silently dropped when the loop is
+        closed."""
         self._items.append((function, args))
         if not self._awake:
             self._awake = True
@@ -43,6 +45,7 @@ class Mailbox:
                         {"message": f"posted call of {function!r} failed", "exception": error}
                     )
         finally:
-            if items and not self._awake:  # KeyboardInterrupt or SystemExit ends this run of the loop: the rest is for its next
+            # KeyboardInterrupt or SystemExit ends this run of the loop: the rest is for its next one.
+            if items and not self._awake:
                 self._awake = True
                 self._loop.call_soon_threadsafe(self._drain)

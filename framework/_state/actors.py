@@ -1,10 +1,11 @@
-"""The head's directory of actors: where each one is, what it is called, and what happens when its process ends.
+"""The head's directory of actors: where each one is, what it is called, and what happens when its process
+ends.
 
 Pure: methods return commands, tuples that start with a word:
 
 ``("place", actor_id, spec, incarnation)``      have a node start it
-``("publish", watcher, record, actor_id)``      tell a watcher the state of the actor, under the id that it knows
-``("end", actor_id, incarnation, force, why)``  have its node end it
+``("publish", watcher, record, actor_id)``      tell a watcher the state of the actor, under the id that it
+knows ``("end", actor_id, incarnation, force, why)``  have its node end it
 ``("unplace", actor_id)``                       have the node forget that it should start it
 """
 
@@ -49,7 +50,9 @@ class ActorRecord:
     def __init__(self, actor_id: bytes, spec: dict[str, Any], owner: Hashable) -> None:
         self.actor_id = actor_id
         self.spec = spec
-        self.owner = owner  #: connection of the process that created it; the actor ends with it unless detached
+        self.owner = (
+            owner  #: connection of the process that created it; the actor ends with it unless detached
+        )
         self.state = PENDING
         self.address = ""
         self.worker = b""
@@ -58,9 +61,15 @@ class ActorRecord:
         self.restarts = 0
         self.no_restart = False
         self.waiting = False  #: announced by its owner, who still waits for the arguments of its constructor
-        self.watchers: dict[Hashable, set[bytes]] = {}  #: who wants to hear of it -> the ids that it is known by there
-        self.aliases: set[bytes] = set()  #: ids of handles that were made by ``get_if_exists`` and mean this actor
-        self.detail: dict[str, Any] | None = None  #: why it is dead: {"text": str, "error": wire error or None, "pid": int}
+        self.watchers: dict[
+            Hashable, set[bytes]
+        ] = {}  #: who wants to hear of it -> the ids that it is known by there
+        self.aliases: set[bytes] = (
+            set()
+        )  #: ids of handles that were made by ``get_if_exists`` and mean this actor
+        self.detail: dict[str, Any] | None = (
+            None  #: why it is dead: {"text": str, "error": wire error or None, "pid": int}
+        )
 
     @property
     def name_key(self) -> tuple[str, str] | None:
@@ -86,11 +95,14 @@ class ActorDirectory:
         """The actor of this id, or the one that the id is an alias of."""
         return self.records.get(self._aliases.get(actor_id, actor_id))
 
-    def create(self, actor_id: bytes, spec: dict[str, Any], owner: Hashable, waiting: bool = False) -> list[Command]:
-        """Register a new actor. With `waiting` it is only announced, to be placed when this is called once more; any other
-        repetition changes nothing.
+    def create(
+        self, actor_id: bytes, spec: dict[str, Any], owner: Hashable, waiting: bool = False
+    ) -> list[Command]:
+        """Register a new actor. With `waiting` it is only announced, to be placed when this is called once
+        more; any other repetition changes nothing.
 
-        A name in use raises `ActorAlreadyExistsError`; under ``get_if_exists`` the new id becomes an alias of the living actor.
+        A name in use raises `ActorAlreadyExistsError`; under ``get_if_exists`` the new id becomes an alias of
+        the living actor.
         """
         record = self.records.get(actor_id)
         if record is not None:
@@ -126,14 +138,22 @@ class ActorDirectory:
         return [("publish", watcher, record, actor_id) for watcher in watchers]
 
     def placed(
-        self, actor_id: bytes, incarnation: int, worker: bytes, address: str, pid: int, error: list[Any] | None
+        self,
+        actor_id: bytes,
+        incarnation: int,
+        worker: bytes,
+        address: str,
+        pid: int,
+        error: list[Any] | None,
     ) -> list[Command]:
         """A node reports the outcome of starting it: alive, or the error of its ``__init__``."""
         record = self.records.get(actor_id)
         if record is None or record.state == DEAD or record.incarnation != incarnation:
             return [("end", actor_id, incarnation, True, "it is not wanted any more")]
         if error is not None:
-            return self._die(record, {"text": "its constructor raised an exception", "error": error, "pid": pid})
+            return self._die(
+                record, {"text": "its constructor raised an exception", "error": error, "pid": pid}
+            )
         record.state = ALIVE
         record.worker, record.address, record.pid = worker, address, pid
         return self._publish(record)
@@ -155,7 +175,9 @@ class ActorDirectory:
         return self._die(record, {"text": text, "error": None, "pid": record.pid})
 
     def kill(self, actor_id: bytes, no_restart: bool, why: str, force: bool = True) -> list[Command]:
-        """End it. With `no_restart` for good, else it counts as a crash. Without `force` it finishes its calls first."""
+        """End it. With `no_restart` for good, else it counts as a crash. Without `force` it finishes its
+        calls first.
+        """
         record = self.record(actor_id)
         if record is None or record.state == DEAD:
             return []
@@ -176,8 +198,8 @@ class ActorDirectory:
         return commands + self._die(record, {"text": why, "error": None, "pid": record.pid})
 
     def out_of_scope(self, actor_id: bytes, why: str, force: bool = False) -> list[Command]:
-        """Its creator's last handle is gone, or its creator cannot go on with it. Detached actors and those that the creator
-        only found by name live on."""
+        """Its creator's last handle is gone, or its creator cannot go on with it. Detached actors and those
+        that the creator only found by name live on."""
         target = self._aliases.pop(actor_id, None)
         if target is not None:
             record = self.records.get(target)
@@ -205,12 +227,14 @@ class ActorDirectory:
         for record in list(self.records.values()):
             record.watchers.pop(owner, None)
             if record.owner == owner and record.state != DEAD and (record.waiting or not record.detached):
-                commands += self.kill(record.actor_id, True, "its owner, the process that created it, has ended")
+                commands += self.kill(
+                    record.actor_id, True, "its owner, the process that created it, has ended"
+                )
         return commands
 
     def watch(self, actor_id: bytes, watcher: Hashable) -> ActorRecord | None:
-        """Somebody holds a handle and wants to hear of the actor. None: it is not known yet (a handle may arrive before the
-        news of its creation, see `never_born`)."""
+        """Somebody holds a handle and wants to hear of the actor. None: it is not known yet (a handle may
+        arrive before the news of its creation, see `never_born`)."""
         record = self.record(actor_id)
         if record is None:
             self._unborn.setdefault(actor_id, set()).add(watcher)
@@ -258,4 +282,8 @@ class ActorDirectory:
 
     @staticmethod
     def _publish(record: ActorRecord) -> list[Command]:
-        return [("publish", watcher, record, actor_id) for watcher, ids in record.watchers.items() for actor_id in sorted(ids)]
+        return [
+            ("publish", watcher, record, actor_id)
+            for watcher, ids in record.watchers.items()
+            for actor_id in sorted(ids)
+        ]

@@ -1,11 +1,13 @@
 """Where in the arena the next block goes. Pure: it hands out offsets and never touches memory.
 
-The arena is a sparse file, so memory costs nothing until it is first touched, and then a lot: copying into fresh pages runs at
-0.8 GB/s, into pages that exist at 5.2 GB/s (measured on the 2-core machine). So blocks that were used before («warm») come
-first; the untouched rest of the arena (`cold`, everything from `high` on) is taken only when no warm block is large enough.
+The arena is a sparse file, so memory costs nothing until it is first touched, and then a lot: copying into
+fresh pages runs at 0.8 GB/s, into pages that exist at 5.2 GB/s (measured on the 2-core machine). So blocks
+that were used before («warm») come first; the untouched rest of the arena (`cold`, everything from `high` on)
+is taken only when no warm block is large enough.
 
-Free blocks are kept twice: by offset, to join neighbours, and by size, to find the smallest that suffices (best fit). Both are
-sorted lists; with blocks of 100 KiB and more there are at most some ten thousand of them, where a list beats any tree.
+Free blocks are kept twice: by offset, to join neighbours, and by size, to find the smallest that suffices
+(best fit). Both are sorted lists; with blocks of 100 KiB and more there are at most some ten thousand of
+them, where a list beats any tree.
 """
 
 from __future__ import annotations
@@ -13,7 +15,9 @@ from __future__ import annotations
 from bisect import bisect_left, insort
 
 ALIGNMENT = 4096
-"""Blocks begin and end at page borders, so that no two share a page that one of them may punch out or populate."""
+"""Blocks begin and end at page borders, so that no two share a page that one of them may punch out or
+populate.
+"""
 
 
 def aligned(size: int) -> int:
@@ -22,7 +26,9 @@ def aligned(size: int) -> int:
 
 
 class Allocator:
-    """Blocks of one arena. `allocate`, `carve` and `free` keep: blocks do not overlap, free space is found again, whole."""
+    """Blocks of one arena. `allocate`, `carve` and `free` keep: blocks do not overlap, free space is found
+    again, whole.
+    """
 
     __slots__ = ("_by_offset", "_by_size", "_ends", "_sizes", "capacity", "high", "used")
 
@@ -67,8 +73,8 @@ class Allocator:
         return start, True
 
     def carve(self, offset: int, size: int) -> int:
-        """Split an allocated block: the first `size` bytes stay at `offset`, the rest becomes a block of its own, whose offset is
-        returned (or -1 when nothing is left)."""
+        """Split an allocated block: the first `size` bytes stay at `offset`, the rest becomes a block of its
+        own, whose offset is returned (or -1 when nothing is left)."""
         whole = self._sizes[offset]
         size = aligned(size)
         if size > whole:

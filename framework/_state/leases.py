@@ -1,8 +1,9 @@
 """Leases with pipelining: which queued task goes to which leased worker, and how many leases to ask for.
 
-A scheduling key stands for tasks that may share workers: same resources, environment and strategy. A lease is a worker
-that this owner may use for one key. Several tasks may be on their way to one worker, as long as their expected run times
-add up to less than `limits.LEASE_BUDGET_US`; a function of unknown run time is sent alone, so that work spreads over workers.
+A scheduling key stands for tasks that may share workers: same resources, environment and strategy. A lease is
+a worker that this owner may use for one key. Several tasks may be on their way to one worker, as long as
+their expected run times add up to less than `limits.LEASE_BUDGET_US`; a function of unknown run time is sent
+alone, so that work spreads over workers.
 
 All classes here are pure; `dispatch` returns what to send.
 """
@@ -34,11 +35,19 @@ class Lease:
         "reclaiming",
         "retiring",
         "address",
+        "verdict",
         "worker_id",
     )
 
     def __init__(
-        self, lease_id: int, key: KeyState, worker_id: bytes, address: str, gpus: list[Any], connection: Any, now: float
+        self,
+        lease_id: int,
+        key: KeyState,
+        worker_id: bytes,
+        address: str,
+        gpus: list[Any],
+        connection: Any,
+        now: float,
     ) -> None:
         self.lease_id = lease_id
         self.key = key
@@ -51,6 +60,9 @@ class Lease:
         self.blocked = False  #: its task waits for others: it takes no new ones
         self.retiring = False  #: it takes no new tasks and ends when the last is done
         self.reclaiming = False
+        self.verdict: list[Any] | None = (
+            None  #: how its worker died, while what that has said before is still read
+        )
         self.dead = False  #: lost or returned: whoever still puts a task on it must take it off again
         self.idle_since: float | None = now
         self.progress = now
@@ -85,8 +97,9 @@ class KeyState:
         self.strategy = strategy
         self.pending: deque[TaskRecord] = deque()
         self.leases: dict[int, Lease] = {}
-        #: Leases without work. Taking one out of here (one atomic step) gives the right to use it: the loop does so to
-        #: dispatch or to return it, and a user's thread to send a lone task at once, without a turn of the loop.
+        #: Leases without work. Taking one out of here (one atomic step) gives the right to use it: the loop
+        #: does so to dispatch or to return it, and a user's thread to send a lone task at once, without a
+        #: turn of the loop.
         self.free: deque[Lease] = deque()
         self.seen = 0  #: grants that have arrived
         self.demand_sent = 0  #: leases that the node still owes us, as far as it was told
@@ -198,7 +211,9 @@ class KeyState:
         task.lease = None
 
     def handed_back(self, lease: Lease, uniques: Iterable[int], now: float) -> list[TaskRecord]:
-        """The worker gives back tasks that it has not started: to the front of the queue, in their old order."""
+        """The worker gives back tasks that it has not started: to the front of the queue, in their old
+        order.
+        """
         tasks = []
         for unique in uniques:
             task = lease.inflight.get(unique)
@@ -249,8 +264,9 @@ class KeyState:
         ]
 
     def stalled(self, now: float) -> list[Lease]:
-        """Leases whose worker has been silent for a while with more than one task: those behind the running one, which
-        turns out to be slow, are to come back, and replies that wait for company are to be sent. Also while others are
+        """Leases whose worker has been silent for a while with more than one task: those behind the running
+        one, which turns out to be slow, are to come back, and replies that wait for company are to be sent.
+        Also while others are
         pending: those came later."""
         return [
             lease

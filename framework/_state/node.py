@@ -18,7 +18,8 @@ from collections import deque
 from collections.abc import Hashable
 from typing import Any
 
-from framework._base import limits, resources as res
+from framework._base import limits
+from framework._base import resources as res
 
 EnvKey = tuple[tuple[str, str], ...]
 Command = tuple[Any, ...]
@@ -38,7 +39,18 @@ def env_key(env: dict[str, str] | None) -> EnvKey:
 class Worker:
     """A worker process that has registered."""
 
-    __slots__ = ("address", "allocation", "blocked", "env", "idle_since", "job", "peer", "pid", "state", "worker_id")
+    __slots__ = (
+        "address",
+        "allocation",
+        "blocked",
+        "env",
+        "idle_since",
+        "job",
+        "peer",
+        "pid",
+        "state",
+        "worker_id",
+    )
 
     def __init__(self, worker_id: bytes, pid: int, address: str, env: EnvKey, peer: Any) -> None:
         self.worker_id = worker_id
@@ -59,7 +71,14 @@ class Allocation:
     __slots__ = ("actor", "env", "gpu_shares", "job", "key", "lease_id", "lent", "owner", "units", "worker")
 
     def __init__(
-        self, lease_id: int, owner: Hashable, key: int, units: dict[str, int], env: EnvKey, job: bytes, actor: bytes | None
+        self,
+        lease_id: int,
+        owner: Hashable,
+        key: int,
+        units: dict[str, int],
+        env: EnvKey,
+        job: bytes,
+        actor: bytes | None,
     ) -> None:
         self.lease_id = lease_id
         self.owner: Any = owner  #: whatever the service names owners by
@@ -89,7 +108,9 @@ class Demand:
 
     @property
     def missing(self) -> int:
-        """Leases still to be given: what was wanted when the owner had seen `seen` grants, less those since."""
+        """Leases still to be given: what was wanted when the owner had seen `seen` grants, less those
+        since.
+        """
         return self.wanted - (self.granted - self.seen)
 
 
@@ -126,7 +147,9 @@ class NodeState:
         self._demands.setdefault((owner, key), Demand(units, env, job, strategy))
 
     def demand(self, owner: Hashable, key: int, wanted: int, seen: int) -> list[Command]:
-        """An owner wants `wanted` leases beyond the `seen` grants that it knew of. Repeating it changes nothing."""
+        """An owner wants `wanted` leases beyond the `seen` grants that it knew of. Repeating it changes
+        nothing.
+        """
         demand = self._demands.get((owner, key))
         if demand is None:
             return []
@@ -142,16 +165,20 @@ class NodeState:
         ``["node", hexadecimal id, soft]`` or ``["labels", text]``."""
         if strategy and strategy[0] == "node" and not strategy[2] and strategy[1] != self.node_id:
             return (
-                f"its NodeAffinitySchedulingStrategy asks for the node {strategy[1]}, which is not in this cluster "
+                f"its NodeAffinitySchedulingStrategy asks for the node {strategy[1]}, which is not in this "
+                "cluster "
                 f"(its nodes: {self.node_id}), and soft=False lets it run nowhere else"
             )
         if strategy and strategy[0] == "labels":
-            return f"its label_selector {strategy[1]} matches no node (the nodes of this cluster have no labels)"
+            return (
+                f"its label_selector {strategy[1]} matches no node (the nodes of this cluster have no labels)"
+            )
         if res.fits(units, self.total):
             return None
         lacking = [name for name, amount in units.items() if amount > self.total.get(name, 0)]
         return (
-            f"it needs {res.format_resources(units)}, but this cluster has only {res.format_resources(self.total)} "
+            f"it needs {res.format_resources(units)}, but this cluster has only "
+            f"{res.format_resources(self.total)} "
             f"(not enough: {', '.join(lacking)})"
         )
 
@@ -162,7 +189,9 @@ class NodeState:
         return self.schedule()
 
     def drop_actor(self, actor: bytes) -> list[Command]:
-        """The actor is not wanted any more: forget it if it still waits. (A running one ends with its worker.)"""
+        """The actor is not wanted any more: forget it if it still waits. (A running one ends with its
+        worker.)
+        """
         self._actors = deque(a for a in self._actors if a.actor != actor)
         for queue in self._awaiting.values():
             for allocation in list(queue):
@@ -188,7 +217,9 @@ class NodeState:
                     continue
                 demand.granted += 1
                 self._next_lease += 1
-                allocation = Allocation(self._next_lease, owner, key, demand.units, demand.env, demand.job, None)
+                allocation = Allocation(
+                    self._next_lease, owner, key, demand.units, demand.env, demand.job, None
+                )
                 self._assign(allocation, commands)
                 # To the end of the line: the next round begins with the others.
                 self._demands[(owner, key)] = self._demands.pop((owner, key))
@@ -221,11 +252,16 @@ class NodeState:
             commands.append(("start", allocation.env))
 
     def _idle_worker(self, env: EnvKey, job: bytes) -> Worker | None:
-        """An idle worker of this environment that has served this job, or none yet: the most recently used first."""
+        """An idle worker of this environment that has served this job, or none yet: the most recently used
+        first.
+        """
         best: Worker | None = None
         for worker in self.workers.values():
             if worker.state == IDLE and worker.env == env and worker.job in (None, job):
-                if best is None or (worker.job is not None, worker.idle_since) > (best.job is not None, best.idle_since):
+                if best is None or (worker.job is not None, worker.idle_since) > (
+                    best.job is not None,
+                    best.idle_since,
+                ):
                     best = worker
         return best
 
@@ -266,8 +302,8 @@ class NodeState:
                 return
 
     def start_failed(self, env: EnvKey, text: str) -> list[Command]:
-        """A process could not be started. It is tried again; after `limits.WORKER_START_ATTEMPTS` failures in a row
-        those who wait and have no other start under way are told."""
+        """A process could not be started. It is tried again; after `limits.WORKER_START_ATTEMPTS` failures in
+        a row those who wait and have no other start under way are told."""
         self.starting[env] = max(0, self.starting.get(env, 0) - 1)
         commands: list[Command] = []
         queue = self._awaiting.get(env)
@@ -286,7 +322,8 @@ class NodeState:
             if allocation.actor is not None:
                 commands.append(("actor_failed", allocation.actor, text))
             else:
-                # It never becomes a grant. The owner fails all that it has queued, so nothing more is wanted for now.
+                # It never becomes a grant. The owner fails all that it has queued, so nothing more is wanted
+                # for now.
                 demand = self._demands.get((allocation.owner, allocation.key))
                 if demand is not None:
                     demand.granted -= 1
@@ -329,7 +366,9 @@ class NodeState:
         return commands + self.schedule()
 
     def owner_gone(self, owner: Hashable) -> tuple[list[Worker], list[Command]]:
-        """A process that held leases is gone: its workers, which must end because they may be running its tasks."""
+        """A process that held leases is gone: its workers, which must end because they may be running its
+        tasks.
+        """
         for owner_key in [k for k in self._demands if k[0] == owner]:
             del self._demands[owner_key]
         orphans = []
@@ -369,7 +408,9 @@ class NodeState:
         return self.schedule()
 
     def unblocked(self, worker_id: bytes) -> None:
-        """It goes on. Its CPUs may have been lent: then there are less than none for a while, as Ray does it."""
+        """It goes on. Its CPUs may have been lent: then there are less than none for a while, as Ray does
+        it.
+        """
         worker = self.workers.get(worker_id)
         if worker is None or not worker.blocked:
             return
@@ -383,8 +424,8 @@ class NodeState:
             allocation.lent = 0
 
     def surplus(self, now: float, keep: int, age: float) -> list[Worker]:
-        """Idle workers beyond `keep`, idle for `age` seconds, the longest idle first; those with a special environment
-        are not counted as kept."""
+        """Idle workers beyond `keep`, idle for `age` seconds, the longest idle first; those with a special
+        environment are not counted as kept."""
         idle = [worker for worker in self.workers.values() if worker.state == IDLE]
         idle.sort(key=lambda worker: worker.idle_since)
         plain = sum(1 for worker in idle if worker.env == ())

@@ -1,8 +1,9 @@
 """The owner table: what one process knows of the objects that it made or borrowed.
 
-Every hold on an object in this process is a live ``ObjectRef``: the user's handles, those that a queued task keeps for its
-arguments, those that an object keeps because its value contains them. So one number, `Entry.local`, counts them all, and
-an entry may go when it is zero and no other process has borrowed the object.
+Every hold on an object in this process is a live ``ObjectRef``: the user's handles, those that a queued task
+keeps for its arguments, those that an object keeps because its value contains them. So one number,
+`Entry.local`, counts them all, and an entry may go when it is zero and no other process has borrowed the
+object.
 """
 
 from __future__ import annotations
@@ -18,8 +19,9 @@ FAILED = 2
 class Entry:
     """One object. `value` is a wire value when READY; a wire error or an exception when FAILED.
 
-    `done` and `value` are written by the runtime's loop only, `value` and `state` before `waiters` is looked at: a thread
-    that waits appends itself to `waiters` first and looks at `state` second, so that no wake-up is lost.
+    `done` and `value` are written by the runtime's loop only, `value` and `state` before `waiters` is looked
+    at: a thread that waits appends itself to `waiters` first and looks at `state` second, so that no wake-up
+    is lost.
     """
 
     __slots__ = (

@@ -10,8 +10,8 @@ Pure: every method returns commands for the shell, tuples that start with a word
 ``("unlink", path)``                          the file is not needed any more
 ``("recall", holder)``                        ask a client to give back the rest of its leased region
 
-A *pin* is one process's right to read a block: while there is one, the block is neither reused, nor spilled, nor moved. Requests
-for space are served strictly in order, so that a large one is not starved by small ones.
+A *pin* is one process's right to read a block: while there is one, the block is neither reused, nor spilled,
+nor moved. Requests for space are served strictly in order, so that a large one is not starved by small ones.
 """
 
 from __future__ import annotations
@@ -36,7 +36,18 @@ RESTORING = "restoring"
 class Block:
     """One object."""
 
-    __slots__ = ("deleting", "object_id", "offset", "owner", "path", "pins", "sealed", "size", "state", "waiting")
+    __slots__ = (
+        "deleting",
+        "object_id",
+        "offset",
+        "owner",
+        "path",
+        "pins",
+        "sealed",
+        "size",
+        "state",
+        "waiting",
+    )
 
     def __init__(self, object_id: bytes, size: int, offset: int, owner: Hashable) -> None:
         self.object_id = object_id
@@ -74,8 +85,8 @@ class StoreState:
         self._zombies: set[Block] = set()  #: replaced under their id while still pinned
         self._queue: deque[_Request] = deque()
         self._regions: dict[int, Hashable] = {}  #: offset of the unused rest of a leased region -> its client
-        #: Messages about one object come on several connections, in any order: a reader may ask before the writer has
-        #: reported, and an owner may free before that.
+        #: Messages about one object come on several connections, in any order: a reader may ask before the
+        #: writer has reported, and an owner may free before that.
         self._parked: dict[bytes, list[tuple[Any, Hashable]]] = {}
         self._freed_early: OrderedDict[bytes, None] = OrderedDict()
         self._spilling = 0  #: bytes that are on their way to disk
@@ -84,7 +95,9 @@ class StoreState:
 
     # ---- space ---------------------------------------------------------------------------------------
 
-    def create(self, token: Any, holder: Hashable, object_id: bytes, size: int, owner: Hashable) -> list[Command]:
+    def create(
+        self, token: Any, holder: Hashable, object_id: bytes, size: int, owner: Hashable
+    ) -> list[Command]:
         """A client wants to write an object of `size` bytes. It holds a pin until it seals or aborts."""
         if aligned(size) > self.allocator.capacity:
             return [("refuse", token, "ObjectStoreFullError", self._too_large(size))]
@@ -93,7 +106,9 @@ class StoreState:
         return self.serve()
 
     def lease(self, token: Any, holder: Hashable, size: int) -> list[Command]:
-        """A client wants a region in which it places small objects itself. Refused, not queued, when there is no room."""
+        """A client wants a region in which it places small objects itself. Refused, not queued, when there is
+        no room.
+        """
         if self._queue:
             return [("refuse", token, "ObjectStoreFullError", "others wait for space")]
         offset = self.allocator.allocate(size)
@@ -102,7 +117,9 @@ class StoreState:
         self._regions[offset] = holder
         return [("placed", token, offset)]
 
-    def adopt(self, holder: Hashable, object_id: bytes, offset: int, size: int, owner: Hashable) -> list[Command]:
+    def adopt(
+        self, holder: Hashable, object_id: bytes, offset: int, size: int, owner: Hashable
+    ) -> list[Command]:
         """A client has placed and sealed an object at the beginning of the rest of its region."""
         if self._regions.pop(offset, None) != holder:
             raise ValueError(f"no region of this client begins at {offset}")
@@ -209,19 +226,23 @@ class StoreState:
 
     def _too_large(self, size: int) -> str:
         return (
-            f"an object of {size} bytes does not fit into an object store of {self.allocator.capacity} bytes: "
+            f"an object of {size} bytes does not fit into an object store of {self.allocator.capacity} "
+            "bytes: "
             "start with a larger object_store_memory, or split the object"
         )
 
     def _full(self, size: int) -> str:
         biggest = sorted((b for b in self.blocks.values() if b.offset >= 0), key=lambda b: -b.size)[:5]
         holders = ", ".join(
-            f"{b.object_id.hex()[:16]}… {b.size} bytes ({'pinned by ' + str(len(b.pins)) if b.pins else b.state})"
+            f"{b.object_id.hex()[:16]}… {b.size} bytes "
+            f"({'pinned by ' + str(len(b.pins)) if b.pins else b.state})"
             for b in biggest
         )
         return (
-            f"no room for {size} bytes: {self.allocator.used} of {self.allocator.capacity} are in use and cannot be spilled. "
-            f"The biggest: {holders or 'none'}. Drop references and arrays that you no longer need, or start with a "
+            f"no room for {size} bytes: {self.allocator.used} of {self.allocator.capacity} are in use and "
+            "cannot be spilled. "
+            f"The biggest: {holders or 'none'}. Drop references and arrays that you no longer need, or start "
+            "with a "
             "larger object_store_memory"
         )
 
@@ -262,7 +283,9 @@ class StoreState:
         return self.free(object_id) + self.unpin(object_id, holder)
 
     def pin(self, token: Any, holder: Hashable, object_id: bytes) -> list[Command]:
-        """A process wants to read an object. If it is not known (yet), the answer waits for its writer, or for `give_up`."""
+        """A process wants to read an object. If it is not known (yet), the answer waits for its writer, or
+        for `give_up`.
+        """
         block = self.blocks.get(object_id)
         if block is not None and block.deleting:
             return [self._lost(token, object_id)]
@@ -283,7 +306,12 @@ class StoreState:
 
     @staticmethod
     def _lost(token: Any, object_id: bytes) -> Command:
-        return ("refuse", token, "ObjectLostError", f"object {object_id.hex()} is not in the store of this node")
+        return (
+            "refuse",
+            token,
+            "ObjectLostError",
+            f"object {object_id.hex()} is not in the store of this node",
+        )
 
     def unpin(self, object_id: bytes, holder: Hashable, all_of_it: bool = False) -> list[Command]:
         """A process has let go of its view."""
@@ -314,9 +342,13 @@ class StoreState:
         if block.deleting:
             return []
         block.deleting = True
-        commands: list[Command] = [self._lost(token, object_id) for token, _ in self._parked.pop(object_id, ())]
+        commands: list[Command] = [
+            self._lost(token, object_id) for token, _ in self._parked.pop(object_id, ())
+        ]
         for token, _ in block.waiting:
-            commands.append(("refuse", token, "ObjectLostError", f"object {object_id.hex()} has been freed by its owner"))
+            commands.append(
+                ("refuse", token, "ObjectLostError", f"object {object_id.hex()} has been freed by its owner")
+            )
         block.waiting = []
         return commands + self._settled(block)
 
@@ -411,7 +443,12 @@ class StoreState:
         if block is None:
             return []
         commands: list[Command] = [
-            ("refuse", token, "ObjectLostError", f"the spilled copy of object {object_id.hex()} cannot be read: {text}")
+            (
+                "refuse",
+                token,
+                "ObjectLostError",
+                f"the spilled copy of object {object_id.hex()} cannot be read: {text}",
+            )
             for token, _ in block.waiting
         ]
         block.waiting = []
@@ -422,12 +459,16 @@ class StoreState:
     # ---- clients -------------------------------------------------------------------------------------
 
     def holder_gone(self, holder: Hashable) -> list[Command]:
-        """A process has ended: its pins, unsealed objects, regions and the objects that it owned go with it."""
+        """A process has ended: its pins, unsealed objects, regions and the objects that it owned go with
+        it.
+        """
         commands: list[Command] = []
         for offset in [o for o, h in self._regions.items() if h == holder]:
             del self._regions[offset]
             self.allocator.free(offset)
-        self._queue = deque(r for r in self._queue if r.holder != holder or r.block is None or r.block.state == RESTORING)
+        self._queue = deque(
+            r for r in self._queue if r.holder != holder or r.block is None or r.block.state == RESTORING
+        )
         for object_id, parked in list(self._parked.items()):
             parked[:] = [pair for pair in parked if pair[1] != holder]
             if not parked:

@@ -1,10 +1,11 @@
 """A stream as its consumer sees it: items that have arrived, those taken, and credits for the producer.
 
-Credits bound how far the producer runs ahead: it may have made `window` items more than were taken. Each item taken gives
-one credit back; credits are returned in lots of half a window, so that a fast consumer does not send a frame per item.
+Credits bound how far the producer runs ahead: it may have made `window` items more than were taken. Each item
+taken gives one credit back; credits are returned in lots of half a window, so that a fast consumer does not
+send a frame per item.
 
-Every attempt of a task begins anew, with the credits of its window: it makes the items again that were taken from an earlier
-attempt, and gets a credit for each, once its first item has shown that it runs.
+Every attempt of a task begins anew, with the credits of its window: it makes the items again that were taken
+from an earlier attempt, and gets a credit for each, once its first item has shown that it runs.
 """
 
 from __future__ import annotations
@@ -35,7 +36,8 @@ class StreamState:
         self.granted = 0
 
     def add(self, index: int, item: Any) -> bool:
-        """Item number `index` (from 0) has arrived. False when it is a repetition by a second attempt, or unwanted."""
+        """Item number `index` (from 0) has arrived. False when it is a repetition by a second attempt, or
+        unwanted."""
         if index == 0:
             self.running = True
             self.granted = 0

@@ -15,14 +15,21 @@ FINISHED = 3
 
 
 class Template:
-    """The constant part of many tasks: function, resources, name, retry policy. Sent once per connection, then named by
-    its number. `mean_us` follows the measured run time, weighted towards the slow side: sending too little ahead costs a
-    round trip, sending too much ahead of a slow task makes others wait."""
+    """The constant part of many tasks: function, resources, name, retry policy. Sent once per connection,
+    then named by its number. `mean_us` follows the measured run time, weighted towards the slow side: sending
+    too little ahead costs a round trip, sending too much ahead of a slow task makes others wait."""
 
     __slots__ = ("function_hash", "key", "mean_us", "name", "options", "returns", "spec", "tid")
 
     def __init__(
-        self, tid: int, name: str, returns: int, function_hash: bytes, spec: dict[str, Any], options: Any, key: Any
+        self,
+        tid: int,
+        name: str,
+        returns: int,
+        function_hash: bytes,
+        spec: dict[str, Any],
+        options: Any,
+        key: Any,
     ) -> None:
         self.tid = tid
         self.name = name
@@ -72,14 +79,18 @@ class TaskRecord:
         "unique",
     )
 
-    def __init__(self, unique: int, template: Template, args: list[Any], kwargs: dict[str, Any] | None) -> None:
+    def __init__(
+        self, unique: int, template: Template, args: list[Any], kwargs: dict[str, Any] | None
+    ) -> None:
         self.unique = unique
         self.template = template
         self.args = args
         self.kwargs = kwargs
         self.frame: bytes | None = None  #: packed and ready to send; None until its arguments are known
         self.refs: list[Any] | None = None  #: references kept alive until the task is done
-        self.deps: list[tuple[Any, Any]] | None = None  #: (position or keyword, entry) of arguments still to come
+        self.deps: list[tuple[Any, Any]] | None = (
+            None  #: (position or keyword, entry) of arguments still to come
+        )
         self.entries: list[Any] = []  #: of its returns
         self.actor: Any = None  #: the client of the actor whose method it calls
         self.stream: Any = None

@@ -1,7 +1,7 @@
 """The arena: one memory file per node, mapped by every process of the node. The only place that maps memory.
 
-A memfd where the system has one: it needs no room in /dev/shm and vanishes with the last process that maps it, also after
-kill -9. Elsewhere a file in the session directory, unlinked as soon as it is open.
+A memfd where the system has one: it needs no room in /dev/shm and vanishes with the last process that maps
+it, also after kill -9. Elsewhere a file in the session directory, unlinked as soon as it is open.
 """
 
 from __future__ import annotations
@@ -63,8 +63,8 @@ class Arena:
         self._bytes: NDArray[np.uint8] = np.frombuffer(self._map, dtype=np.uint8)
 
     def base(self, offset: int, size: int, *, writable: bool = False) -> NDArray[np.uint8]:
-        """The bytes of a block, as an array object of its own: everything that is made of it keeps *it* alive, so that its
-        end, seen through a weak reference, is the end of all views."""
+        """The bytes of a block, as an array object of its own: everything that is made of it keeps *it*
+        alive, so that its end, seen through a weak reference, is the end of all views."""
         found: NDArray[np.uint8] = np.frombuffer(self._map, dtype=np.uint8, count=size, offset=offset)
         if not writable:
             found.flags.writeable = False

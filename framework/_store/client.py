@@ -1,11 +1,14 @@
-"""A process's access to the store of its node: write a value into a block, read one as views, keep and drop pins.
+"""A process's access to the store of its node: write a value into a block, read one as views, keep and drop
+pins.
 
-Writing: small objects go into a region that the client has leased, without asking the node each time; large ones ask for a
-block. Reading: the first view of an object asks for a pin; the client then keeps the view for a while (`_kept`), so that reading
-again costs nothing, until the object is freed, too many are kept, or the node is short of memory (`recall`).
+Writing: small objects go into a region that the client has leased, without asking the node each time; large
+ones ask for a block. Reading: the first view of an object asks for a pin; the client then keeps the view for
+a while (`_kept`), so that reading again costs nothing, until the object is freed, too many are kept, or the
+node is short of memory (`recall`).
 
-A view is an array over the block, from which everything that the user sees is made. When the last of it is collected, a
-weak reference says so, wherever that happens: it may only append to a deque; `drain` then tells the node.
+A view is an array over the block, from which everything that the user sees is made. When the last of it is
+collected, a weak reference says so, wherever that happens: it may only append to a deque; `drain` then tells
+the node.
 """
 
 from __future__ import annotations
@@ -64,7 +67,9 @@ class _Unsealed:
 
 
 class StoreClient:
-    """The store as one process sees it. Methods may be called from any thread but the runtime's loop, unless they say otherwise."""
+    """The store as one process sees it. Methods may be called from any thread but the runtime's loop, unless
+    they say otherwise.
+    """
 
     def __init__(self, link: NodeLink) -> None:
         self._link = link
@@ -91,7 +96,8 @@ class StoreClient:
     # ---- writing -------------------------------------------------------------------------------------
 
     def write(self, object_id: bytes, wire: Any, owner: bytes) -> int:
-        """Store an encoded value (wire form 0, or a bare pickle) under this id, for the process `owner`; the size of its block.
+        """Store an encoded value (wire form 0, or a bare pickle) under this id, for the process `owner`; the
+        size of its block.
 
         Raises `ObjectStoreFullError` and `OutOfDiskError`.
         """
@@ -158,7 +164,9 @@ class StoreClient:
     # ---- reading -------------------------------------------------------------------------------------
 
     def read(self, object_id: bytes) -> list[Any]:
-        """Wire form 0 of a stored value, as views that pin it. Raises `ObjectLostError` when it is not in this node's store."""
+        """Wire form 0 of a stored value, as views that pin it. Raises `ObjectLostError` when it is not in
+        this node's store.
+        """
         view = self._kept.get(object_id)
         if view is None:
             view = self._pinned(object_id)

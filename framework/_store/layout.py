@@ -1,7 +1,7 @@
 """How a value lies in its block: ``[u32 length][msgpack header][pickle][padding][buffer][padding][buffer]…``
 
-The header is ``[pickle offset, pickle length, [[buffer offset, buffer length], …]]``, offsets counted from the start of
-the block. Buffers begin at multiples of 64 bytes, as numpy and Arrow like them.
+The header is ``[pickle offset, pickle length, [[buffer offset, buffer length], …]]``, offsets counted from
+the start of the block. Buffers begin at multiples of 64 bytes, as numpy and Arrow like them.
 """
 
 from __future__ import annotations
@@ -13,7 +13,9 @@ import msgpack
 
 BUFFER_ALIGNMENT = 64
 HEADER_ROOM = 4096
-"""Bytes in front of the data of an array that is written in place: its header and pickle are not known until it is sealed."""
+"""Bytes in front of the data of an array that is written in place: its header and pickle are not known until
+it is sealed.
+"""
 
 _LENGTH = struct.Struct("<I")
 _MAX_HEADER = 64 * 1024 * 1024
@@ -41,7 +43,9 @@ def plan(pickle_size: int, buffer_sizes: list[int]) -> Layout:
 
 
 def plan_in_place(pickle_size: int, data_size: int) -> Layout:
-    """As `plan`, for one buffer that begins at `HEADER_ROOM` already. `ValueError` when the pickle does not fit before it."""
+    """As `plan`, for one buffer that begins at `HEADER_ROOM` already. `ValueError` when the pickle does not
+    fit before it.
+    """
     pickle_offset = 128
     if pickle_offset + pickle_size > HEADER_ROOM:
         raise ValueError("the description of the array is too long")

@@ -26,6 +26,7 @@ class Decoder:
     __slots__ = ("_feed", "_unpacker")
 
     def __init__(self, max_frame: int = limits.MAX_HANDSHAKE_FRAME) -> None:
+        large = max_frame > limits.MAX_HANDSHAKE_FRAME
         self._unpacker = msgpack.Unpacker(
             raw=False,
             use_list=True,
@@ -34,8 +35,8 @@ class Decoder:
             max_str_len=min(max_frame, limits.MAX_FRAME),
             max_bin_len=min(max_frame, limits.MAX_FRAME),
             max_ext_len=0,
-            max_array_len=min(max_frame, limits.MAX_ARRAY_ITEMS),
-            max_map_len=min(max_frame, limits.MAX_MAP_ITEMS),
+            max_array_len=limits.MAX_ARRAY_ITEMS if large else limits.MAX_HANDSHAKE_ITEMS,
+            max_map_len=limits.MAX_MAP_ITEMS if large else limits.MAX_HANDSHAKE_ITEMS,
         )
         self._feed = self._unpacker.feed
 

@@ -1,8 +1,8 @@
 """The catalogue: every message that one process may send to another.
 
 A message is a msgpack array ``[opcode, field, ...]``. `CATALOGUE` gives each opcode its name and the type of
-each field; `check` holds a received frame against it. Messages with a field ``rid`` first are *calls*: they are
-answered by REPLY or FAIL with the same number.
+each field; `check` holds a received frame against it. Messages with a field ``rid`` first are *calls*: they
+are answered by REPLY or FAIL with the same number.
 
 `value` fields hold wire values (see `framework._serial.values`); the services of head and node pass them on
 and never unpickle them.
@@ -127,7 +127,8 @@ CATALOGUE: Final[dict[int, Message]] = {
     # `wanted` more leases beyond the `seen` grants that had arrived when this was sent: may be repeated.
     LEASE_DEMAND: Message("lease_demand", key=int, wanted=int, seen=int),
     LEASE_GRANT: Message("lease_grant", key=int, lease=int, worker=bytes, address=str, gpus=list),
-    # `forever`: no node can serve it; else it could not be served now (`error` is the name of a class in exceptions).
+    # `forever`: no node can serve it; else it could not be served now (`error` is the name of a class in
+    # exceptions).
     LEASE_INFEASIBLE: Message("lease_infeasible", key=int, forever=bool, error=str, text=str),
     LEASE_RETURN: Message("lease_return", lease=int),
     LEASE_LOST: Message("lease_lost", lease=int, running=int, pid=int, detail=str),
@@ -166,11 +167,19 @@ CATALOGUE: Final[dict[int, Message]] = {
     ACTOR_CREATE: Message("actor_create", rid=int, actor=bytes, spec=dict),
     ACTOR_FIND: Message("actor_find", rid=int, name=str, namespace=str),
     ACTOR_WATCH: Message("actor_watch", actor=bytes),
-    ACTOR_STATE: Message("actor_state", actor=bytes, state=str, address=str, incarnation=int, detail=_OPT_MAP),
+    ACTOR_STATE: Message(
+        "actor_state", actor=bytes, state=str, address=str, incarnation=int, detail=_OPT_MAP
+    ),
     ACTOR_KILL: Message("actor_kill", rid=int, actor=bytes, no_restart=bool, reason=str),
     ACTOR_PLACE: Message("actor_place", actor=bytes, spec=dict, incarnation=int),
     ACTOR_PLACED: Message(
-        "actor_placed", actor=bytes, incarnation=int, worker=bytes, address=str, pid=int, error=(list, NoneType)
+        "actor_placed",
+        actor=bytes,
+        incarnation=int,
+        worker=bytes,
+        address=str,
+        pid=int,
+        error=(list, NoneType),
     ),
     ACTOR_GONE: Message("actor_gone", actor=bytes, incarnation=int, detail=str, intended=bool),
     ACTOR_END: Message("actor_end", actor=bytes, incarnation=int, force=bool, reason=str),

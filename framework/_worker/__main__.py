@@ -24,7 +24,9 @@ def preload_libraries() -> None:
 
 
 def main() -> None:
-    """Serve fork requests on the inherited socket, whose number is ``sys.argv[2]``; ``sys.argv[3]`` is the parent's pid."""
+    """Serve fork requests on the inherited socket, whose number is ``sys.argv[2]``; ``sys.argv[3]`` is the
+    parent's pid.
+    """
     from framework._service.launch import close_others
     from framework._worker.zygote import run_zygote
 

@@ -1,12 +1,15 @@
 """A worker that has become an actor: its instance, and where its calls run.
 
-========  =====================================================================================================
-mode      calls
-========  =====================================================================================================
-sync      in the main thread, one at a time, in the order in which they arrive (`Executor.run`)
-threads   in pools of threads (`max_concurrency` above 1, or concurrency groups)
-async     coroutine methods as asyncio tasks on a loop in the main thread; its plain methods in a thread of their own
-========  =====================================================================================================
+========
+===================================================================================================== mode
+ calls
+========
+===================================================================================================== sync
+ in the main thread, one at a time, in the order in which they arrive (`Executor.run`) threads   in pools of
+ threads (`max_concurrency` above 1, or concurrency groups)
+async     coroutine methods as asyncio tasks on a loop in the main thread; its plain methods in a thread of
+their own ========
+=====================================================================================================
 """
 
 from __future__ import annotations
@@ -52,6 +55,7 @@ class ActorHost:
         self.log_name: str = self.name or self.class_name
         self.max_task_retries: int = spec.get("max_task_retries", 0)
         self.restarted = restarted
+        self.resources: dict[str, int] = spec["resources"]
         self._spec = spec
         self.instance: Any = None
         self.cls: Any = None
@@ -68,11 +72,16 @@ class ActorHost:
     # ---- birth (main thread) -------------------------------------------------------------------------
 
     def start(self) -> None:
-        """Load the class, make the instance, report. For an async actor, serve its loop until the process ends."""
+        """Load the class, make the instance, report. For an async actor, serve its loop until the process
+        ends.
+        """
         error: list[Any] | None = None
         stdio.set_name(self.log_name)
-        context = TaskContext(0, b"\xff" * 8 + self.actor_id, f"{self.class_name}.__init__", actor_id=self.actor_id)
+        context = TaskContext(
+            0, b"\xff" * 8 + self.actor_id, f"{self.class_name}.__init__", actor_id=self.actor_id
+        )
         context.gpus = self._executor.gpus
+        context.resources = self.resources
         token = current_task.set(context)
         try:
             cls = self.cls = load_function(self._spec["payload"])
@@ -132,7 +141,9 @@ class ActorHost:
     # ---- calls ---------------------------------------------------------------------------------------
 
     def method(self, name: str) -> Callable[..., Any]:
-        """What a call of this name runs. Looked up on the class: an attribute of the instance does not hide a method."""
+        """What a call of this name runs. Looked up on the class: an attribute of the instance does not hide a
+        method.
+        """
         if name in ("__ray_ready__", "__framework_ready__"):
             return lambda: True
         if name in ("__ray_call__", "__framework_call__"):
@@ -166,8 +177,10 @@ class ActorHost:
         if group is not None and group not in (self._limits if self.mode == "async" else self._pools):
             known = ", ".join(repr(name) for name in self._spec.get("concurrency_groups") or ()) or "none"
             raise ValueError(
-                f"{template.name}() is to run in the concurrency group {group!r}, which the actor class {self.class_name} does "
-                f"not have (it has: {known}). Groups are declared with @remote(concurrency_groups={{name: limit}})"
+                f"{template.name}() is to run in the concurrency group {group!r}, which the actor class "
+                f"{self.class_name} does "
+                f"not have (it has: {known}). Groups are declared with "
+                f"@remote(concurrency_groups={{name: limit}})"
             )
 
     def cancel_queued(self, connection: Connection, unique: int) -> bool:
@@ -175,7 +188,8 @@ class ActorHost:
         return self._waiting.pop(unique, None) is not None
 
     def interrupt(self, unique: int) -> None:
-        """Loop: end a call that has begun, in its thread, on its loop, or both. (If it is not quite there yet, it looks for
+        """Loop: end a call that has begun, in its thread, on its loop, or both. (If it is not quite there
+        yet, it looks for
         itself: the reason was noted before this.)"""
         from framework._worker.executor import Interrupt
 
@@ -303,7 +317,9 @@ class ActorHost:
         kwargs: dict[str, Any],
     ) -> int:
         executor = self._executor
-        producer = Producer(executor, connection, template, unique, (extra or {}).get("window", -1), _plain_call)
+        producer = Producer(
+            executor, connection, template, unique, (extra or {}).get("window", -1), _plain_call
+        )
         executor.producers[unique] = producer
         try:
             return producer.run(template.function(*args, **kwargs))
@@ -361,12 +377,16 @@ class ActorHost:
                 arguments, keywords = executor.decode_args(args, kwargs)
                 fetched = frame = args = kwargs = None  # type: ignore[assignment]
                 if template.returns in (STREAMING, DYNAMIC):
-                    result: Any = await self._produce_async(connection, template, unique, extra, arguments, keywords)
+                    result: Any = await self._produce_async(
+                        connection, template, unique, extra, arguments, keywords
+                    )
                 elif template.is_async:
                     result = await template.function(*arguments, **keywords)
                 else:
                     result = await self._in_pool(unique, template.function, arguments, keywords)
-                    if inspect.iscoroutine(result):  # of __ray_call__, or of a decorator that hides that its method is async
+                    if inspect.iscoroutine(
+                        result
+                    ):  # of __ray_call__, or of a decorator that hides that its method is async
                         result = await result
             del arguments, keywords
             data, refs = executor.encode_result(template, unique, 0, result)
@@ -383,8 +403,8 @@ class ActorHost:
         self._maybe_leave()
 
     async def _fetch(self, args: list[Any], kwargs: dict[str, Any] | None) -> list[Any]:
-        """References among the arguments: wait for them without holding up the loop. `decode_args` finds them here as long as
-        what this returns is kept."""
+        """References among the arguments: wait for them without holding up the loop. `decode_args` finds them
+        here as long as what this returns is kept."""
         wires = [*args, *(kwargs or {}).values()]
         refs = [
             self._runtime.make_ref(wire[1], wire[2])
@@ -420,7 +440,9 @@ class ActorHost:
     ) -> int:
         executor = self._executor
         iterable = template.function(*args, **kwargs)
-        producer = Producer(executor, connection, template, unique, (extra or {}).get("window", -1), _plain_call)
+        producer = Producer(
+            executor, connection, template, unique, (extra or {}).get("window", -1), _plain_call
+        )
         executor.producers[unique] = producer
         try:
             if hasattr(iterable, "__aiter__"):
@@ -439,12 +461,18 @@ class ActorHost:
         )
 
     def exit_error(self, template: ExecTemplate, error: SystemExit) -> BaseException:
-        """A method has called sys.exit() or `exit_actor`: the actor ends, and this is what its caller gets."""
+        """A method has called sys.exit() or `exit_actor`: the actor ends, and this is what its caller
+        gets.
+        """
         what = "exit_actor()" if type(error).__name__ == "ActorExit" else f"sys.exit({error.code!r})"
         reason = f"its method {template.name}() called {what}"
         self._executor._leaving = reason
         return ActorDiedError(
-            reason, actor_id=self.actor_id.hex(), class_name=self.class_name, name=self.name, pid=self._runtime.pid
+            reason,
+            actor_id=self.actor_id.hex(),
+            class_name=self.class_name,
+            name=self.name,
+            pid=self._runtime.pid,
         )
 
     def describe(self) -> str:
@@ -457,6 +485,8 @@ def _plain_call(unique: int, function: Any, args: list[Any], kwargs: dict[str, A
 
 
 def _raise_in(ident: int, error: type[BaseException] | None) -> None:
-    """Have an exception raised in another thread, at its next line of Python; None takes one back that was not raised yet."""
+    """Have an exception raised in another thread, at its next line of Python; None takes one back that was
+    not raised yet.
+    """
     what = ctypes.py_object(error) if error is not None else None
     ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(ident), what)

@@ -1,7 +1,8 @@
 """Runs user code: tasks and the calls of an actor, in the worker's main thread or where the actor wants them.
 
-The runtime's loop receives TASK frames and appends them to a deque; the main thread takes them from there, runs them and writes
-the replies itself (no hop back to the loop). Replies of a burst of short tasks leave together.
+The runtime's loop receives TASK frames and appends them to a deque; the main thread takes them from there,
+runs them and writes the replies itself (no hop back to the loop). Replies of a burst of short tasks leave
+together.
 """
 
 from __future__ import annotations
@@ -35,11 +36,13 @@ from framework._wire.codec import new_packer
 from framework._worker import stdio
 from framework._worker.generators import Producer
 from framework._worker.templates import ExecTemplate, FunctionCache
-from framework.exceptions import FrameworkError, TaskCancelledError, TaskTimeoutError
+from framework.exceptions import FrameworkError, ProtocolError, TaskCancelledError, TaskTimeoutError
 
 FLUSH_AFTER_NS = 500_000
 INTERRUPT_AGAIN = 0.01  #: seconds between attempts to interrupt a task that is in our own code for the moment
-EARLY_CANCELS = 1_000  #: cancels remembered of tasks that have just been taken from the queue, or are just done
+EARLY_CANCELS = (
+    1_000  #: cancels remembered of tasks that have just been taken from the queue, or are just done
+)
 _MARK = struct.Struct("<Q")
 _BLOCKED = new_packer()([m.BLOCKED])
 _UNBLOCKED = new_packer()([m.UNBLOCKED])
@@ -48,7 +51,9 @@ Item = tuple[Connection | None, Frame]
 
 
 class Interrupt(KeyboardInterrupt):
-    """Raised in user code to end a task. Not an `Exception`, so that `except Exception` does not swallow it."""
+    """Raised in user code to end a task. Not an `Exception`, so that `except Exception` does not swallow
+    it.
+    """
 
 
 _OWN_CODE = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
@@ -56,8 +61,10 @@ _TRANSPARENT = frozenset({contextlib.__file__, threading.__file__})
 
 
 def _may_interrupt(frame: types.FrameType | None) -> bool:
-    """Whether an exception may be raised here: in user code, in our waiting for objects and in the standard streams (which
-    are made for that), but not in the middle of our own bookkeeping, which it would leave half done."""
+    """Whether an exception may be raised here: in user code, in our waiting for objects and in the standard
+    streams (which are made for that), but not in the middle of our own bookkeeping, which it would leave half
+    done.
+    """
     while frame is not None:
         code = frame.f_code
         if code is _CALL or code is _WAIT or code.co_filename == stdio.__file__:
@@ -89,7 +96,9 @@ class Executor:
         self.running = 0  #: unique number of the task whose user code the main thread is in (0: none)
         self.interrupt: int | None = None  #: the task that the main thread is to be interrupted in
         self.reasons: dict[int, str] = {}  #: why tasks are being cancelled
-        self._early: dict[int, tuple[bool, str]] = {}  #: cancelled when neither queued nor begun: (force, why)
+        self._early: dict[
+            int, tuple[bool, str]
+        ] = {}  #: cancelled when neither queued nor begun: (force, why)
         self.forked = False  #: this is a fork that user code has made
         self.contexts: dict[int, TaskContext] = {}
         self.producers: dict[int, Producer] = {}
@@ -144,6 +153,10 @@ class Executor:
                 limiter.threadpool_limits(max(1, omp))
 
     def _task(self, connection: Connection, frame: Frame) -> None:
+        if type(frame[1]) is not int or type(frame[2]) is not int or type(frame[3]) is not list:
+            raise ProtocolError("task: fields of wrong types")
+        if frame[2] not in connection.state.incoming:
+            raise ProtocolError(f"task of an unknown template {frame[2]!r}")
         if self.actor is not None:
             self.actor.arrived(connection, frame)
             return
@@ -159,7 +172,9 @@ class Executor:
             self._wake.put(None)
 
     def _hand_back(self) -> None:
-        """Any thread: the main thread waits for other tasks; those queued behind it go back to their owners."""
+        """Any thread: the main thread waits for other tasks; those queued behind it go back to their
+        owners.
+        """
         self._give_back(len(self.queue), self.queue.popleft, True)
 
     def _reclaim(self, connection: Connection, frame: Frame) -> None:
@@ -209,7 +224,9 @@ class Executor:
         self.runtime.objects.drain_drops()
         if self.queue or self.contexts or self.runtime.submitter.tasks:
             return True
-        return any(entry.owner is None and entry.borrowers for entry in self.runtime.objects.table.entries.values())
+        return any(
+            entry.owner is None and entry.borrowers for entry in self.runtime.objects.table.entries.values()
+        )
 
     # ---- cancelling (loop) ---------------------------------------------------------------------------
 
@@ -227,7 +244,8 @@ class Executor:
             self._reply_cancelled(connection, unique, reason)
             return
         if unique not in self.contexts:
-            # It has just been taken from the queue, or its reply is under way. Note it first, then look again.
+            # It has just been taken from the queue, or its reply is under way. Note it first, then look
+            # again.
             while len(self._early) >= EARLY_CANCELS:
                 del self._early[next(iter(self._early))]
             self._early[unique] = (force, reason)
@@ -254,7 +272,9 @@ class Executor:
         self._interrupt(unique)
 
     def _interrupt(self, unique: int) -> None:
-        """Loop: have the exception raised in the task, as soon as it is where it may be: see `on_signal` and `call`."""
+        """Loop: have the exception raised in the task, as soon as it is where it may be: see `on_signal` and
+        `call`.
+        """
         if self.interrupt != unique or unique not in self.contexts:
             return
         running = self.async_tasks.get(unique)
@@ -330,7 +350,9 @@ class Executor:
                 continue
             if connection is not None:
                 if self.actor is None:
-                    copy_context().run(self.execute, connection, frame)  # context variables end with their task
+                    copy_context().run(
+                        self.execute, connection, frame
+                    )  # context variables end with their task
                 else:
                     self.execute(connection, frame)
                 if self._leaving is not None:
@@ -358,7 +380,14 @@ class Executor:
     def reply(self, connection: Connection, data: bytes, at_once: bool) -> None:
         """The executing thread: send a reply, with those before and after it if more work waits."""
         connection.buffer(data)
-        if at_once or not self.queue or time.monotonic_ns() - self._last_flush > FLUSH_AFTER_NS:
+        if at_once:
+            # The other thread may hold the connection and wait for the interpreter, while this one runs the
+            # next tasks.
+            connection.flush(wait=True)
+            while not connection.written:
+                time.sleep(0.001)
+            self._last_flush = time.monotonic_ns()
+        elif not self.queue or time.monotonic_ns() - self._last_flush > FLUSH_AFTER_NS:
             connection.flush()
             self._last_flush = time.monotonic_ns()
         else:
@@ -377,6 +406,7 @@ class Executor:
             context.deadline = extra.get("deadline")
         if self.actor is not None:
             context.actor_id = self.actor.actor_id
+            context.resources = self.actor.resources
         return context
 
     def execute(self, connection: Connection, frame: Frame) -> None:
@@ -483,7 +513,9 @@ class Executor:
         return values.decode(value)
 
     def call(self, unique: int, function: Any, args: list[Any], kwargs: dict[str, Any]) -> Any:
-        """User code in the main thread: may be interrupted from the first line to the last, and not outside."""
+        """User code in the main thread: may be interrupted from the first line to the last, and not
+        outside.
+        """
         try:
             self.running = unique
             if self.interrupt == unique:
@@ -560,7 +592,9 @@ class Executor:
         results = self._split(template, result)
         wire, refs = [], []
         for index, value in enumerate(results):
-            encoded = values.encode(value, where=f"result {index} of {template.name}()", name=f"result[{index}]")
+            encoded = values.encode(
+                value, where=f"result {index} of {template.name}()", name=f"result[{index}]"
+            )
             wire.append(encoded.wire)
             refs.extend(encoded.refs)
         return pack((m.DONE_MANY, unique, micros, wire)), refs
@@ -580,12 +614,16 @@ class Executor:
             )
         return results
 
-    def encode_error(self, template: ExecTemplate, context: TaskContext, micros: int, error: BaseException) -> bytes:
+    def encode_error(
+        self, template: ExecTemplate, context: TaskContext, micros: int, error: BaseException
+    ) -> bytes:
         """The frame of an exception. Never raises."""
         unique = context.unique
         reason = self.reasons.get(unique)
         retryable = False
-        if reason is not None and isinstance(error, Interrupt | asyncio.CancelledError | GeneratorExit | FrameworkError):
+        if reason is not None and isinstance(
+            error, Interrupt | asyncio.CancelledError | GeneratorExit | FrameworkError
+        ):
             error = self.cancel_error(unique, reason)
         else:
             if isinstance(error, SystemExit):
@@ -606,7 +644,9 @@ class Executor:
         )
         return self.thread.pack((m.FAILED, unique, micros, retryable, wire))
 
-    def send_item(self, connection: Connection, template: ExecTemplate, unique: int, index: int, value: Any) -> None:
+    def send_item(
+        self, connection: Connection, template: ExecTemplate, unique: int, index: int, value: Any
+    ) -> None:
         """The executing thread: one item of a stream."""
         pack = self.thread.pack
         if type(value) in values.ATOM_TYPES and values.is_atom(value):
@@ -625,7 +665,8 @@ class Executor:
         self.flush_replies()
         node = self.runtime.node
         if node is not None:
-            node.send(self.thread.pack((m.LEAVING, reason)))
+            node.buffer(self.thread.pack((m.LEAVING, reason)))
+            node.flush(wait=True)
         stdio.flush()
         os._exit(0)
 
@@ -639,8 +680,8 @@ def _ignore_signal(signum: int, frame: Any) -> None:
 
 
 def _end_fork(error: BaseException | None) -> None:
-    """A process that user code has forked comes back out of the task: it ends here, as a script would, and does not go on as a
-    second worker on the same connections."""
+    """A process that user code has forked comes back out of the task: it ends here, as a script would, and
+    does not go on as a second worker on the same connections."""
     code = 0
     if isinstance(error, SystemExit):
         code = error.code if isinstance(error.code, int) else int(error.code is not None)
@@ -659,12 +700,18 @@ def _end_left(loop: asyncio.AbstractEventLoop, left: set[asyncio.Task[Any]]) -> 
     for task in left:
         if not task.cancelled() and task.exception() is not None:
             loop.call_exception_handler(
-                {"message": "a task that a remote coroutine left running has failed", "exception": task.exception(), "task": task}
+                {
+                    "message": "a task that a remote coroutine left running has failed",
+                    "exception": task.exception(),
+                    "task": task,
+                }
             )
 
 
 def _exit_error(error: SystemExit) -> BaseException:
-    exit_error = RuntimeError(f"the task called sys.exit({error.code!r}); the worker goes on, the task has failed")
+    exit_error = RuntimeError(
+        f"the task called sys.exit({error.code!r}); the worker goes on, the task has failed"
+    )
     exit_error.__traceback__ = error.__traceback__
     return exit_error
 

@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 
 
 class Producer:
-    """One running generator task. `credit` and `close` are called from the runtime's loop, the rest where it runs."""
+    """One running generator task. `credit` and `close` are called from the runtime's loop, the rest where it
+    runs."""
 
     __slots__ = (
         "_async_wake",
@@ -114,8 +115,8 @@ class Producer:
     def _not_iterable(self, result: object) -> TypeError:
         kind = "dynamic" if self._template.returns == DYNAMIC else "streaming"
         return TypeError(
-            f'{self._template.name}() has num_returns="{kind}", so it must be a generator function or return an iterable; it '
-            f"returned {type(result).__name__}"
+            f'{self._template.name}() has num_returns="{kind}", so it must be a generator function or return '
+            f"an iterable; it returned {type(result).__name__}"
         )
 
     def _allowed(self) -> bool:

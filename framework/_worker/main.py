@@ -22,12 +22,15 @@ _made: list[Any] = []
 
 
 def provide_runtime(make: Any) -> None:
-    """How to make a runtime with the public reference classes: told by the composition root, above this layer."""
+    """How to make a runtime with the public reference classes: told by the composition root, above this
+    layer.
+    """
     _made[:] = [make]
 
 
-def run_worker(config: dict[str, Any]) -> int:
-    """Serve until the node, the driver or the user ends it. Does not return in the normal course."""
+def run_worker(config: dict[str, Any], env: dict[str, str]) -> int:
+    """Serve until the node, the driver or the user ends it. Does not return in the normal course. `env`: the
+    variables of its runtime environment, which are set already."""
     session_dir, worker_id = config["session_dir"], config["worker_id"]
     base = os.path.join(session_dir, "logs", f"worker-{worker_id.hex()[:12]}-{os.getpid()}")
     stdio.redirect(base + ".out", base + ".err")
@@ -35,6 +38,7 @@ def run_worker(config: dict[str, Any]) -> int:
     _reseed()
     mine = Config(session_dir=session_dir, worker_id=worker_id, is_driver=False)
     mine.node_id = config["node_id"]
+    mine.env = env
     runtime: Runtime = _made[0](mine)
     executor = Executor(runtime, os.path.join(session_dir, "sockets", f"{worker_id.hex()[:12]}.run"))
 
@@ -87,7 +91,9 @@ def _adopt_job(config: Config, facts: dict[str, Any]) -> None:
     config.job = facts.get("job", b"")
     config.namespace = facts.get("namespace", "")
     config.log_to_driver = facts.get("log_to_driver", True)
-    config.job_facts = {name: facts[name] for name in ("sys_path", "cwd", "namespace", "argv") if name in facts}
+    config.job_facts = {
+        name: facts[name] for name in ("sys_path", "cwd", "namespace", "argv") if name in facts
+    }
     cwd = facts.get("cwd")
     if cwd:
         try:

@@ -153,8 +153,8 @@ def _redirect_one(fd: int, path: str) -> io.TextIOWrapper:
         except (OSError, ValueError):
             pass
     new_fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    # Ours, so that a task that closes the standard descriptor neither silences those after it nor has them write into whatever
-    # gets its number next.
+    # Ours, so that a task that closes the standard descriptor neither silences those after it nor has them
+    # write into whatever gets its number next.
     private = fcntl.fcntl(new_fd, fcntl.F_DUPFD_CLOEXEC, 3)
     if new_fd != fd:
         os.dup2(new_fd, fd)  # inheritable, unlike new_fd

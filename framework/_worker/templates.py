@@ -57,7 +57,9 @@ class ExecTemplate:
         self.max_calls: int = spec.get("max_calls", 0)
         self.resources: dict[str, int] | None = spec.get("resources")
         self.retry: bytes | None = spec.get("retry")  #: pickled (exceptions to retry for, predicate), if any
-        self.careful: bool = spec.get("careful", False)  #: never run twice: its reply leaves before the next task starts
+        self.careful: bool = spec.get(
+            "careful", False
+        )  #: never run twice: its reply leaves before the next task starts
         self.group: str | None = spec.get("group")
         self.calls = 0
         self.function: Any = None

@@ -1,7 +1,9 @@
-"""The zygote: a process with one thread and no loop that has loaded everything a worker needs, and forks on request.
+"""The zygote: a process with one thread and no loop that has loaded everything a worker needs, and forks on
+request.
 
-Measured on a 2-core machine: 4 to 8 ms from the request to a running worker, against 250 ms for a new interpreter.
-It ends when the node closes its socket or dies; its workers get SIGKILL from the kernel when it ends.
+Measured on a 2-core machine: 4 to 8 ms from the request to a running worker, against 250 ms for a new
+interpreter. It ends when the node closes its socket or dies; its workers get SIGKILL from the kernel when it
+ends.
 """
 
 from __future__ import annotations
@@ -36,8 +38,8 @@ def run_zygote(
     sock: socket.socket, preload: Callable[[], None], preload_libraries: Callable[[], None], parent: int
 ) -> None:
     """Serve fork requests until the socket ends, or `parent` does. `preload` loads what every worker needs;
-    `preload_libraries` what takes long and only some need: the first workers (`EARLY_FORKS`) do not wait for it, and load it
-    themselves if they must. All later ones inherit it.
+    `preload_libraries` what takes long and only some need: the first workers (`EARLY_FORKS`) do not wait for
+    it, and load it themselves if they must. All later ones inherit it.
 
     Returns only in the zygote itself; workers end by `os._exit`."""
     die_with_parent(parent)
@@ -120,7 +122,7 @@ def _fork(
         os.environ.update(env)
         from framework._worker.main import run_worker
 
-        code = run_worker(config)
+        code = run_worker(config, env)
     except BaseException:
         import traceback
 

@@ -1,4 +1,6 @@
-"""Sessions for integration tests, each with a root directory of its own and a check that nothing is left behind."""
+"""Sessions for integration tests, each with a root directory of its own and a check that nothing is left
+behind.
+"""
 
 from __future__ import annotations
 
@@ -7,21 +9,25 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from support.leaks import framework_processes, open_descriptors, session_remains, wait_until
 
 import framework as fw
+from support.leaks import framework_processes, open_descriptors, session_remains, wait_until
 
 
 @pytest.fixture(scope="session")
 def _warm() -> None:
-    """The first session of a process loads modules and opens descriptors that stay (epoll of the loop's library, …)."""
+    """The first session of a process loads modules and opens descriptors that stay (epoll of the loop's
+    library, …).
+    """
     fw.init(num_cpus=1)
     fw.shutdown()
 
 
 @pytest.fixture(scope="module")
 def session_root(tmp_path_factory: pytest.TempPathFactory, _warm: None) -> Iterator[Path]:
-    """FRAMEWORK_TMPDIR for this module; afterwards no process, no socket, no session directory beyond logs."""
+    """FRAMEWORK_TMPDIR for this module; afterwards no process, no socket, no session directory beyond
+    logs.
+    """
     root = tmp_path_factory.mktemp("s")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("FRAMEWORK_TMPDIR", str(root))

@@ -6,7 +6,9 @@ import asyncio
 import gc
 import os
 import pickle
+import re
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -23,6 +25,7 @@ from framework.exceptions import (
     ActorDiedError,
     ActorUnavailableError,
     ActorUnschedulableError,
+    PendingCallsLimitExceeded,
     TaskCancelledError,
     TaskTimeoutError,
 )
@@ -440,7 +443,7 @@ def test_special_calls(session: object) -> None:
 def test_wrong_use_is_an_error_at_the_call(session: object) -> None:
     with pytest.raises(TypeError, match=r"Counter cannot be instantiated directly: use Counter\.remote"):
         Counter()
-    with pytest.raises(TypeError, match=r"Counter\(\) takes at most 1 positional argument\(s\), but 2"):
+    with pytest.raises(TypeError, match=r"Counter\(\) takes at most 1 positional argument.*, but 2"):
         Counter.remote(1, 2)
     with pytest.raises(TypeError, match="unexpected keyword argument 'begin'"):
         Counter.remote(begin=1)
@@ -467,16 +470,27 @@ def test_wrong_use_is_an_error_at_the_call(session: object) -> None:
     assert Counter.__doc__ == "A counter."
 
 
-def test_output_of_actors(session_root: object, capfd: pytest.CaptureFixture[str]) -> None:
-    with fw.init(num_cpus=1):
-        actor = Derived.remote()
-        get(actor.say.remote())
-        pid = get(actor.__ray_call__.remote(lambda self: os.getpid()))
-        named = Derived.options(name="speaker").remote()
-        get(named.say.remote())
-    out = capfd.readouterr().out
-    assert f"(Derived pid={pid}) hello from an actor" in out
-    assert "(speaker pid=" in out
+def test_output_of_actors(tmp_path: Any) -> None:
+    program = """if True:
+        import framework as fw
+
+        @fw.remote
+        class Speaker:
+            def __init__(self):
+                print("made")
+
+            def say(self):
+                print("hello")
+
+        with fw.init(num_cpus=1):
+            fw.get(Speaker.remote().say.remote())
+            fw.get(Speaker.options(name="named").remote().say.remote())
+    """
+    env = {**os.environ, "FRAMEWORK_TMPDIR": str(tmp_path), "FRAMEWORK_DEDUP_LOGS": "0"}
+    done = subprocess.run([sys.executable, "-c", program], env=env, capture_output=True, text=True, timeout=30)
+    lines = re.sub(r"pid=\d+", "pid=N", done.stdout).splitlines()
+    assert sorted(lines) == sorted(f"({name} pid=N) {text}" for name in ("Speaker", "named") for text in ("made", "hello"))
+    assert done.stderr == "" and done.returncode == 0
 
 
 # ---- errors ------------------------------------------------------------------------------------------
@@ -558,21 +572,19 @@ def test_the_death_of_the_process_is_seen_by_all_callers(session: object, end: s
 
     friend = Friend.remote(counter)
     get(friend.__ray_ready__.remote())
-    done = [counter.inc.remote() for _ in range(50)]
+    assert get([counter.inc.remote() for _ in range(50)]) == list(range(2, 52))
+    calls = []
     if end == "exit":
         calls = [counter.die.remote(3)]
     elif end == "segv":
         calls = [counter.__ray_call__.remote(lambda self: os.kill(os.getpid(), signal.SIGSEGV))]
     else:
-        get(done)
-        calls = []
         os.kill(pid, signal.SIGKILL)
     calls += [counter.inc.remote() for _ in range(50)]
     for call in calls:
         with pytest.raises(ActorDiedError) as caught:
             get(call)
         assert cause in str(caught.value) and str(pid) in str(caught.value) and "Counter" in str(caught.value)
-    assert get(done) == list(range(2, 52)), "what it had answered before its death counts"
     with pytest.raises(ActorDiedError, match=cause):
         get(friend.call.remote())
     started = time.monotonic()
@@ -704,8 +716,9 @@ def test_max_task_retries_repeats_calls_in_order(session: object, tmp_path: Any)
 
     phoenix = Phoenix.remote()
     results = get([phoenix.add.remote(n) for n in range(20)])
-    assert results[-1] == list(range(5, 20))
-    assert results[4] == [0, 1, 2, 3, 4]
+    # Calls that were done may be made again where the answer died with the process, but in order, and none is left out.
+    assert results[-1] == list(range(20))[-len(results[-1]) :] and len(results[-1]) >= 15
+    assert [seen[-1] for seen in results] == list(range(20))
 
 
 def test_kill_with_restart(session: object) -> None:
@@ -1119,57 +1132,60 @@ def test_cancel_before_the_actor_is_alive(session: object) -> None:
 
 
 def test_cancel_of_running_calls(session: object) -> None:
-    gate = Gate.remote()
-
+    @fw.remote
     class Sleeper:
-        def __init__(self) -> None:
-            self.cleaned = 0
-
-        def sleep(self) -> None:
-            fw.get(gate.open.remote())
+        def sleep(self, gate: Any) -> None:
+            fw.get(gate.wait.remote())
             time.sleep(1e6)
 
-        def spin(self) -> None:
-            fw.get(gate.open.remote())
+        def spin(self, gate: Any) -> None:
+            fw.get(gate.wait.remote())
             while True:
                 pass
+
+        def wait(self, gate: Any) -> None:
+            fw.get([gate.wait.remote(), Gate.remote().wait.remote()])
 
         def alive(self) -> bool:
             return True
 
-    class AsyncSleeper:
-        cleaned = 0
+    sleeper = Sleeper.remote()
+    for method in (sleeper.sleep, sleeper.spin, sleeper.wait):
+        gate = Gate.remote()
+        ref = method.remote(gate)
+        wait_for_waiters(gate, 1)
+        get(gate.open.remote())
+        fw.cancel(ref)
+        with pytest.raises(TaskCancelledError):
+            get(ref)
+        assert get(sleeper.alive.remote())
+
+
+def test_cancel_of_coroutines_lets_them_clean_up(session: object) -> None:
+    @fw.remote
+    class Sleeper:
+        def __init__(self) -> None:
+            self.begun = self.cleaned = 0
 
         async def sleep(self) -> None:
+            self.begun += 1
             try:
-                await gate.open.remote()
                 await asyncio.sleep(1e6)
-            except asyncio.CancelledError:
+            finally:
                 self.cleaned += 1
-                raise
 
-        async def alive(self) -> int:
-            return self.cleaned
+        async def counts(self) -> tuple[int, int]:
+            return self.begun, self.cleaned
 
-    sync = fw.remote(Sleeper).remote()
-    for method in (sync.sleep, sync.spin):
-        gate = Gate.remote()
-        ref = fw.remote(Sleeper).options(name=None).remote() and method.remote()
-        get(later.remote(1))
-        wait_until(lambda: fw.wait([ref], timeout=0.05)[0] == [])
-        fw.cancel(ref)
-        with pytest.raises(TaskCancelledError):
-            get(ref)
-    assert get(sync.alive.remote())
-    actor = fw.remote(AsyncSleeper).remote()
-    refs = [actor.sleep.remote() for _ in range(5)]
-    assert get(actor.alive.remote()) == 0
+    sleeper = Sleeper.remote()
+    refs = [sleeper.sleep.remote() for _ in range(5)]
+    assert get(sleeper.counts.remote()) == (5, 0)
     for ref in refs:
         fw.cancel(ref)
     for ref in refs:
         with pytest.raises(TaskCancelledError):
             get(ref)
-    assert get(actor.alive.remote()) <= 5
+    assert get(sleeper.counts.remote()) == (5, 5)
 
 
 def test_cancel_at_once_never_leaves_a_caller_waiting(session: object) -> None:
@@ -1249,6 +1265,54 @@ def test_timeout_of_a_call(session: object) -> None:
     with pytest.raises(TaskTimeoutError):
         get(slow.marked.remote())
     assert get(slow.quick.options(timeout=LIMIT).remote()) == 1
+
+
+def test_timeout_of_a_call_that_cannot_be_interrupted(session: object, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("framework._base.limits.CANCEL_GRACE", 0.2)
+    gate = Gate.remote()
+
+    @fw.remote(max_concurrency=2)
+    class Deaf:
+        def wait(self, gate: Any) -> bool:
+            while True:
+                try:
+                    return fw.get(gate.wait.remote())  # type: ignore[no-any-return]
+                except KeyboardInterrupt:
+                    continue
+
+        def quick(self) -> int:
+            return 1
+
+    deaf = Deaf.remote()
+    get(deaf.quick.remote())
+    ref = deaf.wait.options(timeout=0.1).remote(gate)
+    with pytest.raises(TaskTimeoutError):
+        get(ref)
+    assert get(deaf.quick.remote()) == 1
+    get(gate.open.remote())
+
+
+def test_max_pending_calls(session: object) -> None:
+    gate = Gate.remote()
+    recorder = Recorder.options(max_pending_calls=3).remote()
+    calls = [recorder.add.remote(later.remote(0, gate)), recorder.add.remote(1), recorder.add.remote(2)]
+    with pytest.raises(PendingCallsLimitExceeded, match="3 calls .*actor Recorder .*max_pending_calls"):
+        recorder.add.remote(3)
+    get(gate.open.remote())
+    get(calls)
+    for n in range(3, 20):
+        get(recorder.add.remote(n))
+    assert get(recorder.all.remote()) == list(range(20))
+
+
+def test_files_of_dead_workers_go(session: Any) -> None:
+    sockets = os.path.join(session["session_dir"], "sockets")
+    actors = [Counter.remote() for _ in range(3)]
+    get([actor.inc.remote() for actor in actors])
+    before = len(os.listdir(sockets))
+    for actor in actors:
+        fw.kill(actor)
+    wait_until(lambda: len(os.listdir(sockets)) <= before - 6, what="the files to go")
 
 
 def test_isinstance_of_handles(session: object) -> None:

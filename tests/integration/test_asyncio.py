@@ -1,4 +1,5 @@
-"""References in event loops: every way of waiting that asyncio has, on any loop, in any thread, without blocking it."""
+"""References in event loops: every way of waiting that asyncio has, on any loop, in any thread, without
+blocking it."""
 
 from __future__ import annotations
 
@@ -17,9 +18,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.leaks import wait_until
 
 import framework as fw
+from support.leaks import wait_until
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(60)]
 
@@ -98,7 +99,9 @@ async def test_gather_keeps_the_order_and_takes_one_ref_twice(session: object) -
 
 
 async def test_gather_with_errors(session: object) -> None:
-    results = await asyncio.gather(double.remote(1), fail.remote("no"), double.remote(2), return_exceptions=True)
+    results = await asyncio.gather(
+        double.remote(1), fail.remote("no"), double.remote(2), return_exceptions=True
+    )
     assert results[0] == 2
     assert isinstance(results[1], ValueError)
     assert results[2] == 4
@@ -235,7 +238,8 @@ async def test_plain_task_group_takes_coroutines_of_refs(session: object) -> Non
 
 
 async def test_plain_task_group_says_what_it_takes(session: object) -> None:
-    """A type that `create_task` takes for a coroutine is one that `asyncio.wait` refuses: a reference cannot be both."""
+    """A type that `create_task` takes for a coroutine is one that `asyncio.wait` refuses: a reference cannot
+    be both."""
     async with asyncio.TaskGroup() as group:
         with pytest.raises(TypeError, match=r"a coroutine was expected, got ObjectRef\("):
             group.create_task(double.remote(1))  # type: ignore[arg-type]
@@ -331,7 +335,8 @@ def test_one_ref_in_many_loops_in_many_threads(gates: Any) -> None:
 
     factories = loop_factories()
     threads = [
-        threading.Thread(target=run_on, args=(factories[i % len(factories)], use()), daemon=True) for i in range(8)
+        threading.Thread(target=run_on, args=(factories[i % len(factories)], use()), daemon=True)
+        for i in range(8)
     ]
     for thread in threads:
         thread.start()
@@ -595,7 +600,8 @@ def test_what_a_coroutine_leaves_running_ends_with_its_task(session: object, tmp
 
 
 async def test_nested_async_tasks_on_one_cpu(session: object) -> None:
-    """A coroutine that awaits other tasks lends its CPUs, as a blocking get does: else it waits for itself."""
+    """A coroutine that awaits other tasks lends its CPUs, as a blocking get does: else it waits for
+    itself."""
 
     @fw.remote(num_cpus=2)
     async def outer() -> list[int]:
@@ -770,7 +776,9 @@ async def test_a_session_as_an_async_context(session_root: Path) -> None:
             assert fw.is_initialized()
             assert os.path.isdir(context.session_dir)
             assert await double.remote(3) == 6
-            assert await asyncio.gather(*[double.remote(i) for i in range(200)]) == [2 * i for i in range(200)]
+            assert await asyncio.gather(*[double.remote(i) for i in range(200)]) == [
+                2 * i for i in range(200)
+            ]
         assert not fw.is_initialized()
     assert ticker.longest < max(0.1, started), f"the loop stood still for {ticker.longest:.3f} s"
 

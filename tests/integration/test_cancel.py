@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.leaks import wait_until
 
 import framework as fw
 from framework.exceptions import TaskCancelledError, WorkerCrashedError
+from support.leaks import wait_until
 
 pytestmark = [pytest.mark.integration, pytest.mark.slow]
 
@@ -446,3 +446,25 @@ def test_force_hits_only_the_meant_task(session: object) -> None:
             assert i in meant
         except WorkerCrashedError:
             pytest.fail(f"task {i} was hit")
+
+
+@pytest.mark.parametrize("kind", ["sync", "async"])
+def test_no_cancel_is_lost_at_the_start_of_a_task(session: object, kind: str) -> None:
+    """It may come when the task is in the queue, between queue and user code, or has just begun."""
+
+    @fw.remote
+    def sleep() -> None:
+        time.sleep(1e7)
+
+    @fw.remote
+    async def sleep_async() -> None:
+        import asyncio
+
+        await asyncio.sleep(1e7)
+
+    function: Any = sleep if kind == "sync" else sleep_async
+    for round_ in range(200):
+        ref = function.remote()
+        fw.wait([ref], timeout=(round_ % 9) * 0.0002)
+        fw.cancel(ref)
+        assert_cancelled(ref)

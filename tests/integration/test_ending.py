@@ -1,4 +1,6 @@
-"""However a driver ends, within 3 s there is no process, no socket, and no session directory beyond its logs."""
+"""However a driver ends, within 3 s there is no process, no socket, and no session directory beyond its
+logs.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +11,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+
 from support.drivers import Driver, alive, assert_clean
 from support.leaks import framework_processes, wait_until
 
@@ -88,13 +91,25 @@ ENDS = {
     "exception": ("raise ValueError('mine')", 1, ["ValueError: mine"]),
     "sys_exit": ("sys.exit(7)", 7, []),
     "os_exit": ("os._exit(8)", 8, []),
-    "abort": ("import ctypes, resource; resource.setrlimit(resource.RLIMIT_CORE, (0, 0)); os.abort()", -6, []),
+    "abort": (
+        "import ctypes, resource; resource.setrlimit(resource.RLIMIT_CORE, (0, 0)); os.abort()",
+        -6,
+        [],
+    ),
     "twice_shutdown": ("fw.shutdown(); fw.shutdown()", 0, []),
     "exit_in_thread": ("t = threading.Thread(target=lambda: fw.get(noop.remote())); t.start()", 0, []),
-    "blocked_daemon_thread": ("threading.Thread(target=lambda: fw.get(slow.remote()), daemon=True).start()", 0, None),
+    "blocked_daemon_thread": (
+        "threading.Thread(target=lambda: fw.get(slow.remote()), daemon=True).start()",
+        0,
+        None,
+    ),
     "future_pending": ("f = slow.remote().future()", 0, []),
     "with_block": ("with context: fw.get(noop.remote())", 0, []),
-    "refs_in_globals": ("a = Actor.remote(); x = [fw.put(i) for i in range(1000)] + [noop.remote()]; fw.get(x[-1])", 0, []),
+    "refs_in_globals": (
+        "a = Actor.remote(); x = [fw.put(i) for i in range(1000)] + [noop.remote()]; fw.get(x[-1])",
+        0,
+        [],
+    ),
 }
 
 
@@ -142,7 +157,9 @@ def test_processes_started_by_tasks_end_with_the_session(tmp_path: Path, number:
 
 def test_second_interrupt_forces_the_way_out(tmp_path: Path) -> None:
     """The node process does not answer (it is stopped), so shutdown waits: a second Ctrl-C ends that."""
-    source = BEGIN + "print('NODE', context._runtime.node_facts['pid']); r = slow.remote(); ready(); fw.get(r)"
+    source = (
+        BEGIN + "print('NODE', context._runtime.node_facts['pid']); r = slow.remote(); ready(); fw.get(r)"
+    )
     with Driver(source, tmp_path) as driver:
         driver.expect("READY")
         node = int(driver.expect("NODE").split()[-1])
@@ -157,7 +174,10 @@ def test_second_interrupt_forces_the_way_out(tmp_path: Path) -> None:
 
 
 def test_shutdown_with_a_node_that_does_not_answer(tmp_path: Path) -> None:
-    source = BEGIN + "import signal; os.kill(context._runtime.node_facts['pid'], signal.SIGSTOP); fw.shutdown(); print('DONE')"
+    source = (
+        BEGIN
+        + "import signal; os.kill(context._runtime.node_facts['pid'], signal.SIGSTOP); fw.shutdown(); print('DONE')"
+    )
     with Driver(source, tmp_path) as driver:
         assert driver.finish(10) == 0
         assert driver.out == ["DONE"]
@@ -177,7 +197,9 @@ def test_no_signal_handlers_are_installed(tmp_path: Path) -> None:
         assert driver.finish() == 0, driver.text()
 
 
-LOSS = BEGIN + """
+LOSS = (
+    BEGIN
+    + """
 import asyncio, signal, concurrent.futures
 node = context._runtime.node_facts["pid"]
 actor = Actor.remote()
@@ -231,13 +253,24 @@ fw.shutdown()
 fw.init(num_cpus=1)
 print("AGAIN", fw.get(noop.remote(), timeout=10))
 """
+)
 
 
 def test_loss_of_the_node_process(tmp_path: Path) -> None:
     with Driver(LOSS, tmp_path) as driver:
         assert driver.finish(30) == 0, driver.text()
         results = [line for line in driver.out if line.startswith("RESULT")]
-        for name in ("get", "wait", "actor", "await", "stream", "future", "new task", "new actor", "resources"):
+        for name in (
+            "get",
+            "wait",
+            "actor",
+            "await",
+            "stream",
+            "future",
+            "new task",
+            "new actor",
+            "resources",
+        ):
             line = next(line for line in results if line.startswith(f"RESULT {name} "))
             assert "LocalNodeDiedError" in line or "ActorDiedError" in line, driver.text()
         assert "RESULT put no error 3" in results
@@ -247,7 +280,9 @@ def test_loss_of_the_node_process(tmp_path: Path) -> None:
 
 
 def test_loss_of_the_zygote_and_of_workers(tmp_path: Path) -> None:
-    source = BEGIN + """
+    source = (
+        BEGIN
+        + """
 import psutil, signal
 node = psutil.Process(context._runtime.node_facts["pid"])
 def zygote(): return node.children()
@@ -266,6 +301,7 @@ for _ in range(5):
     fw.get([noop.remote() for _ in range(50)], timeout=10)
 print("WORKERS")
 """
+    )
     with Driver(source, tmp_path) as driver:
         assert driver.finish(60) == 0, driver.text()
         assert driver.out[-2:] == ["ZYGOTE", "WORKERS"]
@@ -307,7 +343,9 @@ def test_init_and_shutdown_many_times(tmp_path: Path) -> None:
 
 def test_only_the_driver_gets_the_interrupt(tmp_path: Path) -> None:
     """A program that handles Ctrl-C goes on with a session that still works."""
-    source = BEGIN + """
+    source = (
+        BEGIN
+        + """
 r = slow.remote()
 try:
     ready()
@@ -315,6 +353,7 @@ try:
 except KeyboardInterrupt:
     print("STILL", fw.get([noop.remote() for _ in range(10)], timeout=10) == [None] * 10)
 """
+    )
     with Driver(source, tmp_path) as driver:
         driver.expect("READY")
         driver.settle()

@@ -1,10 +1,12 @@
-"""Streaming generators with real workers: order, backpressure, errors at their place, stopping, sharing, worker death."""
+"""Streaming generators with real workers: order, backpressure, errors at their place, stopping, sharing,
+worker death."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import gc
+import itertools
 import os
 import signal
 import subprocess
@@ -17,9 +19,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from support.leaks import framework_processes, wait_until
 
 import framework as fw
+from support.leaks import framework_processes, wait_until
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(60)]
 
@@ -414,7 +416,7 @@ def test_sys_exit_in_a_generator(session: object) -> None:
 
     first, last = list(leaves.remote())
     assert fw.get(first) == 1
-    with pytest.raises(RuntimeError, match="sys.exit"):
+    with pytest.raises(RuntimeError, match=r"sys\.exit"):
         fw.get(last)
 
 
@@ -495,7 +497,9 @@ def test_close_stops_a_producer_that_makes_no_more_items(session: object, record
     wait_until(all_cpus_free, PATIENCE, "all CPUs to be free again")
 
 
-def test_a_generator_closed_before_it_begins_never_runs(session: object, record: Record, tmp_path: Path) -> None:
+def test_a_generator_closed_before_it_begins_never_runs(
+    session: object, record: Record, tmp_path: Path
+) -> None:
     gate = tmp_path / "gate"
 
     @fw.remote(num_cpus=2)
@@ -632,7 +636,7 @@ def test_several_threads(session: object) -> None:
     for thread in threads:
         thread.join(PATIENCE)
         assert not thread.is_alive()
-    assert sorted(sum(lists, [])) == list(range(2000))
+    assert sorted(itertools.chain(*lists)) == list(range(2000))
     assert all(into == sorted(into) for into in lists)
 
 
@@ -643,7 +647,7 @@ async def test_several_coroutines(session: object) -> None:
         return [await ref async for ref in generator]
 
     lists = await asyncio.wait_for(asyncio.gather(*[consume() for _ in range(5)]), PATIENCE)
-    assert sorted(sum(lists, [])) == list(range(500))
+    assert sorted(itertools.chain(*lists)) == list(range(500))
 
 
 async def test_a_consumer_that_gives_up_loses_nothing(session: object, tmp_path: Path) -> None:
@@ -694,7 +698,7 @@ def test_half_here_half_there(session: object) -> None:
     assert take(generator, 10) == list(range(30, 40))
     there = [consume_all.remote(generator) for _ in range(2)]
     here = rest(generator)
-    assert sorted(here + sum(fw.get(there, timeout=PATIENCE), [])) == list(range(40, 100))
+    assert sorted(itertools.chain(here, *fw.get(there, timeout=PATIENCE))) == list(range(40, 100))
 
 
 def test_an_error_reaches_another_process(session: object) -> None:
@@ -729,7 +733,9 @@ def test_closed_by_another_process(session: object, record: Record) -> None:
 
 
 def test_dropped_by_its_last_process(session: object, record: Record) -> None:
-    assert fw.get(consume_some.remote(recorded.remote(10**9, *record.arguments), 5), timeout=PATIENCE) == list(range(5))
+    assert fw.get(
+        consume_some.remote(recorded.remote(10**9, *record.arguments), 5), timeout=PATIENCE
+    ) == list(range(5))
     wait_until(record.ended.exists, PATIENCE, "the producer's finally")
 
 

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.leaks import wait_until
 
 import framework as fw
 from framework.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+from support.leaks import wait_until
 
 pytestmark = pytest.mark.integration
 
@@ -103,7 +103,9 @@ def test_as_many_run_at_once_as_there_is_room(
     hold = gate.task(**options)
     refs = [hold.remote(i) for i in range(most + 2)]
     wait_until(lambda: gate.running() == most, 20, f"{most} running tasks")
-    wait_until(lambda: all(free().get(name, 0.0) == amount for name, amount in left.items()), 10, "the accounts")
+    wait_until(
+        lambda: all(free().get(name, 0.0) == amount for name, amount in left.items()), 10, "the accounts"
+    )
     assert gate.running() == most
     gate.open()
     assert fw.get(refs, timeout=20) == list(range(most + 2))
@@ -117,7 +119,11 @@ def test_many_shapes_leave_the_accounts_exact(cluster: object) -> None:
         pass
 
     shapes = [
-        {"num_cpus": (i % 7 + 1) / 10, "resources": {"fine": (i % 3 + 1) / 10}, "num_gpus": [0, 0.25, 1][i % 3]}
+        {
+            "num_cpus": (i % 7 + 1) / 10,
+            "resources": {"fine": (i % 3 + 1) / 10},
+            "num_gpus": [0, 0.25, 1][i % 3],
+        }
         for i in range(40)
     ]
     fw.get([nothing.options(**shape).remote() for shape in shapes], timeout=60)  # type: ignore[call-arg]
@@ -172,7 +178,9 @@ def test_assigned_resources(cluster: object) -> None:
         ({"label_selector": {"zone": "a"}}, "label_selector"),
     ],
 )
-def test_an_impossible_request_is_an_error_at_once(cluster: object, options: dict[str, Any], text: str) -> None:
+def test_an_impossible_request_is_an_error_at_once(
+    cluster: object, options: dict[str, Any], text: str
+) -> None:
     @fw.remote
     def never() -> None: ...
 
@@ -254,7 +262,9 @@ def test_gpu_shares(cluster: object, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_gpus_that_the_driver_may_not_see_are_not_given_out(session_root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gpus_that_the_driver_may_not_see_are_not_given_out(
+    session_root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     fw.shutdown()
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,7")
     with fw.init(num_cpus=1, log_to_driver=False):

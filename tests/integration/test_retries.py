@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
 import time
@@ -9,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.leaks import wait_until
 
 import framework as fw
 from framework.exceptions import TaskError, TaskTimeoutError, WorkerCrashedError
+from support.leaks import wait_until
 
 pytestmark = pytest.mark.integration
 
@@ -61,7 +62,11 @@ def die(how: str) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("how", "text"),
-    [("exit", "exited with code 3"), ("kill", r"killed by signal 9 \(SIGKILL\)"), ("segfault", r"signal 11 \(SIGSEGV\)")],
+    [
+        ("exit", "exited with code 3"),
+        ("kill", r"killed by signal 9 \(SIGKILL\)"),
+        ("segfault", r"signal 11 \(SIGSEGV\)"),
+    ],
 )
 def test_a_task_whose_worker_dies(session: object, attempts: Attempts, how: str, text: str) -> None:
     @fw.remote(max_retries=2)
@@ -79,7 +84,9 @@ def test_a_task_whose_worker_dies(session: object, attempts: Attempts, how: str,
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("retries", "expected"), [(0, 1), (1, 2), (None, 4)])
-def test_the_number_of_attempts_is_exact(session: object, attempts: Attempts, retries: int | None, expected: int) -> None:
+def test_the_number_of_attempts_is_exact(
+    session: object, attempts: Attempts, retries: int | None, expected: int
+) -> None:
     @fw.remote(max_retries=retries)
     def fatal() -> None:
         attempts.note()
@@ -190,7 +197,9 @@ class Worse(Flaky):
         ([], "value", 1),
     ],
 )
-def test_retry_exceptions(session: object, attempts: Attempts, retry_exceptions: Any, error: str, expected: int) -> None:
+def test_retry_exceptions(
+    session: object, attempts: Attempts, retry_exceptions: Any, error: str, expected: int
+) -> None:
     @fw.remote(max_retries=2, retry_exceptions=retry_exceptions)
     def failing() -> None:
         attempts.note()
@@ -226,7 +235,7 @@ def test_a_retry_policy_waits_between_attempts(session: object, attempts: Attemp
     with pytest.raises(ValueError):
         fw.get(failing.remote(), timeout=20)
     times = attempts.times()
-    gaps = [after - before for before, after in zip(times, times[1:], strict=False)]
+    gaps = [after - before for before, after in itertools.pairwise(times)]
     assert len(gaps) == 3
     for gap, least in zip(gaps, (0.1, 0.15, 0.15), strict=True):
         assert least <= gap < least + 1.0
@@ -396,7 +405,9 @@ def test_a_task_that_swallows_its_interruption_is_killed(session: object) -> Non
 
 @pytest.mark.slow
 def test_a_timeout_covers_all_attempts(session: object, attempts: Attempts) -> None:
-    @fw.remote(timeout=0.5, max_retries=-1, retry_exceptions=True, retry_policy=fw.RetryPolicy(0.05, jitter=0.0))
+    @fw.remote(
+        timeout=0.5, max_retries=-1, retry_exceptions=True, retry_policy=fw.RetryPolicy(0.05, jitter=0.0)
+    )
     def failing() -> None:
         attempts.note()
         raise ValueError

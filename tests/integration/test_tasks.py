@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from support.leaks import wait_until
 
 import framework as fw
+from support.leaks import wait_until
 
 pytestmark = pytest.mark.integration
 
@@ -37,7 +37,13 @@ def fail() -> None:
 
 
 def test_positional_keyword_and_default_arguments(session: object) -> None:
-    refs = [add.remote(1), add.remote(1, 2), add.remote(b=1, a=2), add.remote(1, c=3), add.remote(*[1, 2], **{"c": 3})]
+    refs = [
+        add.remote(1),
+        add.remote(1, 2),
+        add.remote(b=1, a=2),
+        add.remote(1, c=3),
+        add.remote(*[1, 2], c=3),
+    ]
     assert fw.get(refs, timeout=20) == [111, 103, 103, 14, 6]
 
 
@@ -114,7 +120,9 @@ def test_a_thousand_dependencies_of_one_task(session: object) -> None:
     def total(*values: int) -> int:
         return sum(values)
 
-    assert fw.get(total.remote(*[add.remote(i) for i in range(1000)]), timeout=30) == sum(range(1000)) + 110_000
+    assert (
+        fw.get(total.remote(*[add.remote(i) for i in range(1000)]), timeout=30) == sum(range(1000)) + 110_000
+    )
 
 
 # ---- returns -----------------------------------------------------------------------------------------
@@ -374,7 +382,7 @@ def test_sys_exit_fails_the_task_and_spares_the_worker(session: object, code: An
     def leave() -> None:
         sys.exit(code)
 
-    with pytest.raises(fw.exceptions.TaskError, match="sys.exit"):
+    with pytest.raises(fw.exceptions.TaskError, match=r"sys\.exit"):
         fw.get(leave.remote(), timeout=20)
     assert fw.get(add.remote(1), timeout=20) == 111
 

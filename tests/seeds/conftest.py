@@ -15,9 +15,9 @@ if TYPE_CHECKING:
     from seed_harness.session import Sessions
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def sessions() -> Iterator[Sessions]:
-    """One open session at a time, ended after the last test."""
+    """One open session at a time, ended after the last cell: other tests find none."""
     from seed_harness.session import Sessions
 
     opened = Sessions()

@@ -22,7 +22,8 @@ GRACE = 3.0  # seconds in which everything must be gone after the driver's end
 class Driver:
     """A Python program in a process group of its own, as a terminal would start it.
 
-    `source` is dedented and run by ``python -c``; or pass the interpreter's `arguments` instead. Sessions are under `root`.
+    `source` is dedented and run by ``python -c``; or pass the interpreter's `arguments` instead. Sessions are
+    under `root`.
     """
 
     def __init__(
@@ -38,7 +39,11 @@ class Driver:
         path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")]))
         self.root = root
         self.process = subprocess.Popen(
-            [sys.executable, "-u", *(arguments if arguments is not None else ["-c", textwrap.dedent(source)])],
+            [
+                sys.executable,
+                "-u",
+                *(arguments if arguments is not None else ["-c", textwrap.dedent(source)]),
+            ],
             env={**os.environ, "PYTHONPATH": path, "FRAMEWORK_TMPDIR": str(root), **(env or {})},
             stdin=subprocess.PIPE if stdin is not None else subprocess.DEVNULL,
             stdout=subprocess.PIPE,
@@ -89,7 +94,11 @@ class Driver:
     def settle(self) -> None:
         """Wait until the main thread sleeps, on whatever its last statement waits for."""
         for _ in range(3):
-            wait_until(lambda: Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()[0] == "S")
+            wait_until(
+                lambda: (
+                    Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()[0] == "S"
+                )
+            )
             time.sleep(0.01)
 
     def signal(self, number: int, *, group: bool = False) -> None:

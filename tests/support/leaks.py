@@ -11,7 +11,9 @@ import psutil
 
 
 def wait_until(condition: Callable[[], object], timeout: float = 10.0, what: str = "the condition") -> None:
-    """Poll until `condition()` is true; AssertionError when it is not in time. (Not a sleep: returns as soon as it holds.)"""
+    """Poll until `condition()` is true; AssertionError when it is not in time. (Not a sleep: returns as soon
+    as it holds.)
+    """
     deadline = time.monotonic() + timeout
     while not condition():
         assert time.monotonic() < deadline, f"{what} did not come true within {timeout} s"

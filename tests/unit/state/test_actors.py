@@ -105,7 +105,11 @@ def test_get_if_exists_makes_an_alias_that_hears_what_the_actor_does() -> None:
     assert sorted(published(commands)) == [("early", ALIVE, B), ("other", ALIVE, B)]
     assert directory.create(B, spec(name="x", get_if_exists=True), "other") == []
     commands = directory.gone(A, 0, "exited with code 1", False)
-    assert sorted(published(commands)) == [("early", RESTARTING, B), ("other", RESTARTING, B), ("owner", RESTARTING, A)]
+    assert sorted(published(commands)) == [
+        ("early", RESTARTING, B),
+        ("other", RESTARTING, B),
+        ("owner", RESTARTING, A),
+    ]
 
 
 def test_an_alias_that_goes_out_of_scope_leaves_the_actor_alone() -> None:
@@ -129,7 +133,11 @@ def test_a_constructor_that_fails_is_the_end() -> None:
     directory.create(A, spec(max_restarts=5), "owner")
     commands = directory.placed(A, 0, b"w", "unix:w", 7, [2, 0])
     assert published(commands) == [("owner", DEAD, A)]
-    assert directory.records[A].detail == {"text": "its constructor raised an exception", "error": [2, 0], "pid": 7}
+    assert directory.records[A].detail == {
+        "text": "its constructor raised an exception",
+        "error": [2, 0],
+        "pid": 7,
+    }
 
 
 def test_restarts_are_counted_and_told_in_the_end() -> None:
@@ -164,7 +172,9 @@ def test_a_late_start_of_an_old_incarnation_is_ended() -> None:
     directory = ActorDirectory()
     directory.create(A, spec(max_restarts=1), "owner")
     directory.gone(A, 0, "crash", False)
-    assert directory.placed(A, 0, b"w", "unix:w", 7, None) == [("end", A, 0, True, "it is not wanted any more")]
+    assert directory.placed(A, 0, b"w", "unix:w", 7, None) == [
+        ("end", A, 0, True, "it is not wanted any more")
+    ]
     assert directory.records[A].state == RESTARTING
     assert directory.placed(C, 0, b"w", "unix:w", 7, None)[0][:2] == ("end", C)
 

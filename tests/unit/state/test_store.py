@@ -1,4 +1,6 @@
-"""The store's index against a model: what is pinned stays where it is, what is alive can be read, nothing else remains."""
+"""The store's index against a model: what is pinned stays where it is, what is alive can be read, nothing
+else remains.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,9 @@ CLIENTS = ("a", "b", "c")
 
 
 class StoreMachine(RuleBasedStateMachine):
-    """Carries out the commands as the shell would, with a dict for a disk and a bytearray per block for contents."""
+    """Carries out the commands as the shell would, with a dict for a disk and a bytearray per block for
+    contents.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -56,7 +60,9 @@ class StoreMachine(RuleBasedStateMachine):
             elif word == "unlink":
                 del self.disk[command[1]]
 
-    @rule(size=st.integers(1, 12 * ALIGNMENT), writer=st.sampled_from(CLIENTS), owner=st.sampled_from(CLIENTS))
+    @rule(
+        size=st.integers(1, 12 * ALIGNMENT), writer=st.sampled_from(CLIENTS), owner=st.sampled_from(CLIENTS)
+    )
     def create(self, size: int, writer: str, owner: str) -> None:
         self.counter += 1
         object_id = self.counter.to_bytes(28, "big")

@@ -1,0 +1,166 @@
+"""Waiting for entries: registered before or after they are done, woken once, given up, from several threads
+and loops."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from typing import Any
+
+import pytest
+
+from framework._runtime.objects import Objects
+from framework._runtime.waiters import FutureWaiter, ThreadWaiter, mailbox_of, register, unregister
+from framework._state.objects import FAILED, READY, Entry
+
+
+def entry(number: int = 0) -> Entry:
+    return Entry(number.to_bytes(28, "little"))
+
+
+def complete(target: Entry, state: int = READY) -> None:
+    target.state = state
+    Objects.notify(target)
+
+
+def test_a_waiter_is_called_when_the_entry_is_done() -> None:
+    target, called = entry(), []
+    register(target, called.append)
+    assert called == []
+    complete(target)
+    assert called == [target]
+    assert target.waiters is None
+
+
+def test_a_waiter_that_comes_late_is_called_at_once() -> None:
+    target, called = entry(), []
+    complete(target)
+    register(target, called.append)
+    assert called == [target]
+
+
+def test_a_waiter_that_gives_up_is_forgotten() -> None:
+    target, called = entry(), []
+    register(target, called.append)
+    other: list[Entry] = []
+    keep = other.append
+    register(target, keep)
+    unregister(target, called.append)
+    unregister(target, called.append)  # twice does no harm
+    assert target.waiters == [keep]
+    complete(target)
+    assert (called, other) == ([], [target])
+    unregister(target, keep)  # too late does no harm
+
+
+def test_a_thread_waits_for_all() -> None:
+    entries = [entry(i) for i in range(3)]
+    waiter = ThreadWaiter(entries, 3, False)
+    for target in entries:
+        register(target, waiter)
+    for target in entries[:2]:
+        complete(target)
+    assert not waiter.wait(0)
+    complete(entries[2])
+    assert waiter.wait(0)
+
+
+def test_a_thread_waits_for_some() -> None:
+    entries = [entry(i) for i in range(5)]
+    waiter = ThreadWaiter(entries, 2, False)
+    for target in entries:
+        register(target, waiter)
+    complete(entries[4])
+    assert not waiter.wait(0)
+    complete(entries[1], FAILED)
+    complete(entries[0])  # more than enough
+    assert waiter.wait(0)
+
+
+def test_an_eager_waiter_is_woken_by_a_failure() -> None:
+    entries = [entry(i) for i in range(5)]
+    eager, patient = ThreadWaiter(entries, 5, True), ThreadWaiter(entries, 5, False)
+    for target in entries:
+        register(target, eager)
+        register(target, patient)
+    complete(entries[3], FAILED)
+    assert eager.wait(0)
+    assert not patient.wait(0)
+
+
+def test_the_same_entry_twice_counts_once() -> None:
+    """Loop and registering thread may both call a waiter for one entry."""
+    entries = [entry(i) for i in range(2)]
+    waiter = ThreadWaiter(entries, 2, False)
+    waiter(entries[0])
+    waiter(entries[0])
+    assert not waiter.wait(0)
+    waiter(entries[1])
+    assert waiter.wait(0)
+
+
+def test_a_waiter_for_nothing_in_particular_is_woken_by_anything() -> None:
+    waiter = ThreadWaiter((), 0, False)
+    assert not waiter.wait(0)
+    waiter(entry())
+    waiter(entry())
+    assert waiter.wait(0)
+
+
+@pytest.mark.parametrize("timeout", [-5.0, 0, 0.001])
+def test_a_timeout_ends_the_waiting(timeout: float) -> None:
+    assert not ThreadWaiter([entry()], 1, False).wait(timeout)
+
+
+def test_a_huge_timeout_is_no_error() -> None:
+    waiter = ThreadWaiter([entry()], 1, False)
+    waiter.wake()
+    assert waiter.wait(1e300)
+
+
+def test_no_wake_up_is_lost_between_threads() -> None:
+    """Registration and completion race: in whatever order they come, the waiter is woken."""
+    for _ in range(300):
+        target = entry()
+        waiter = ThreadWaiter([target], 1, False)
+        start = threading.Barrier(2)
+
+        def finish(target: Entry = target, start: threading.Barrier = start) -> None:
+            start.wait()
+            complete(target)
+
+        thread = threading.Thread(target=finish, daemon=True)
+        thread.start()
+        start.wait()
+        register(target, waiter)
+        assert waiter.wait(10)
+        thread.join()
+
+
+async def test_a_future_of_a_loop() -> None:
+    target = entry()
+    loop = asyncio.get_running_loop()
+    futures = [loop.create_future() for _ in range(3)]
+    for future in futures:
+        register(target, FutureWaiter(mailbox_of(loop), future))
+    futures[1].cancel()
+    thread = threading.Thread(target=complete, args=(target,))
+    thread.start()
+    async with asyncio.timeout(10):
+        assert await futures[0] is None
+        assert await futures[2] is None
+    thread.join()
+    assert futures[1].cancelled()
+
+
+def test_each_loop_of_a_thread_has_its_mailbox() -> None:
+    seen: list[Any] = []
+
+    async def note() -> None:
+        loop = asyncio.get_running_loop()
+        assert mailbox_of(loop) is mailbox_of(loop)
+        seen.append(mailbox_of(loop))
+
+    for _ in range(3):
+        asyncio.run(note())
+    assert len({id(mailbox) for mailbox in seen}) == 3

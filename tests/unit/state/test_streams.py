@@ -1,0 +1,144 @@
+"""Streams: items once and in order, and a producer that never runs further ahead than its window, over any
+attempts."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from framework._state.streams import StreamState
+
+
+class Producer:
+    """One attempt of a generator task: makes items while it has credits."""
+
+    def __init__(self, stream: StreamState) -> None:
+        self.stream = stream
+        self.credits = stream.window
+        self.made = 0
+
+    def may(self) -> bool:
+        return self.stream.window < 0 or self.credits > 0
+
+    def make(self) -> None:
+        self.credits -= 1
+        self.stream.add(self.made, self.made)
+        self.made += 1
+        self.credits += self.stream.credits_due()
+
+
+def test_items_come_in_order_and_once() -> None:
+    stream = StreamState(4)
+    assert stream.take() is None
+    assert stream.add(0, "a")
+    assert stream.add(1, "b")
+    assert not stream.add(0, "a again")
+    assert not stream.add(1, "b again")
+    assert stream.add(2, "c")
+    assert [stream.take(), stream.take(), stream.take(), stream.take()] == ["a", "b", "c", None]
+
+
+def test_credits_come_in_lots_of_half_a_window() -> None:
+    stream = StreamState(8)
+    for index in range(8):
+        stream.add(index, index)
+    due = []
+    for _ in range(8):
+        stream.take()
+        due.append(stream.credits_due())
+    assert due == [0, 0, 0, 4, 0, 0, 0, 4]
+
+
+@pytest.mark.parametrize("window", [1, 2, 3])
+def test_a_small_window_never_starves(window: int) -> None:
+    stream = StreamState(window)
+    producer = Producer(stream)
+    for expected in range(50):
+        while producer.may():
+            producer.make()
+        assert stream.take() == expected
+        producer.credits += stream.credits_due()
+
+
+def test_an_unbounded_stream_needs_no_credits() -> None:
+    stream = StreamState(-1)
+    for index in range(10):
+        stream.add(index, index)
+        stream.take()
+    assert stream.credits_due() == 0
+
+
+def test_no_credits_before_the_producer_runs() -> None:
+    """A frame of credits that arrives before its task has begun is lost."""
+    stream = StreamState(2)
+    stream.add(0, "a")
+    stream.add(1, "b")
+    stream.restart()
+    assert stream.take() == "a"
+    assert stream.take() == "b"
+    assert stream.credits_due() == 0
+    assert not stream.add(0, "a")
+    assert stream.credits_due() == 2, "what was taken before counts for the new attempt"
+
+
+def test_no_credits_after_the_end() -> None:
+    for end in ("finished", "closed"):
+        stream = StreamState(1)
+        stream.add(0, "a")
+        stream.take()
+        setattr(stream, end, True)
+        assert stream.credits_due() == 0
+
+
+def test_nothing_is_added_to_a_closed_stream() -> None:
+    stream = StreamState(4)
+    stream.closed = True
+    assert not stream.expects(0)
+    assert not stream.add(0, "a")
+    assert stream.take() is None
+
+
+def test_ended() -> None:
+    stream = StreamState(4)
+    assert not stream.ended
+    stream.add(0, "a")
+    stream.finished = True
+    assert not stream.ended, "an item is left"
+    stream.take()
+    assert stream.ended
+    other = StreamState(4)
+    other.closed = True
+    assert other.ended
+
+
+@given(
+    window=st.integers(1, 10),
+    steps=st.lists(st.sampled_from(["make", "make", "make", "take", "take", "die"]), max_size=300),
+)
+def test_bounded_complete_and_live_whatever_happens(window: int, steps: list[str]) -> None:
+    stream = StreamState(window)
+    producer = Producer(stream)
+    taken: list[int] = []
+
+    def take() -> None:
+        item = stream.take()
+        if item is not None:
+            taken.append(item)
+            producer.credits += stream.credits_due()
+
+    for step in steps:
+        if step == "make" and producer.may():
+            producer.make()
+        elif step == "take":
+            take()
+        elif step == "die":
+            stream.restart()
+            producer = Producer(stream)
+        assert producer.made <= len(taken) + window, "too far ahead"
+    for _ in range(100):  # and it goes on for ever
+        while producer.may():
+            producer.make()
+        assert stream.items, "the producer waits for credits, the consumer for items"
+        take()
+    assert taken == list(range(len(taken)))
