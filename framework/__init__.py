@@ -17,6 +17,7 @@ session start fast.
 from __future__ import annotations
 
 import importlib
+import sys
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -36,6 +37,9 @@ if TYPE_CHECKING:
     from framework._api import put as put
     from framework._api import remote as remote
     from framework._api import wait as wait
+    from framework._arrays import empty as empty
+    from framework._arrays import empty_like as empty_like
+    from framework._arrays import zeros as zeros
     from framework._base.ids import ActorID as ActorID
     from framework._base.ids import JobID as JobID
     from framework._base.ids import NodeID as NodeID
@@ -73,6 +77,7 @@ _WHERE = {
         "remote",
         "wait",
     ),
+    "framework._arrays": ("empty", "empty_like", "zeros"),
     "framework._base.ids": (
         "ActorID",
         "JobID",
@@ -90,6 +95,11 @@ _WHERE = {
     "framework.runtime_context": ("get_runtime_context",),
     "framework.task_group": ("task_group",),
 }
+#: A script loads these while its node starts, which is fastest. A program that has loaded asyncio before us may start a
+#: session inside of a running loop, which must not stand still meanwhile: there they are loaded with the first name.
+_PARTS_OF_A_START = ("framework._boot", "framework._node.local", "framework._runtime.output")
+_uses_asyncio = "asyncio" in sys.modules
+
 _NAMES = {name: module for module, names in _WHERE.items() for name in names}
 _MODULES = ("actor", "exceptions", "runtime_context", "util", "remote_function", "object_ref", "benchmarks")
 
@@ -137,6 +147,9 @@ def __getattr__(name: str) -> Any:
     module = _NAMES.get(name)
     if module is not None:
         importlib.import_module("framework._session")  # for the automatic init on first use
+        if _uses_asyncio and name in ("init", "remote"):
+            for part in _PARTS_OF_A_START:
+                importlib.import_module(part)
         value = getattr(importlib.import_module(module), name)
     elif name in _MODULES:
         value = importlib.import_module(f"framework.{name}")

@@ -1,7 +1,7 @@
 """Sessions: `init`, `shutdown`, and what `init` returns.
 
-Light on purpose: nothing heavy is imported before the node process has been started, so that it starts while this process
-loads the rest.
+Light on purpose: nothing heavy is imported before the node process has been started, so that it starts while
+this process loads the rest.
 """
 
 from __future__ import annotations
@@ -47,7 +47,8 @@ _session = _Session()
 
 
 class Context(Mapping[str, Any]):
-    """What `init` returns: facts of the session, to be used with ``with`` or ``async with``, which shut it down at the end.
+    """What `init` returns: facts of the session, to be used with ``with`` or ``async with``, which shut it
+    down at the end.
 
     As a mapping it has ``session_dir``, ``node_id``, ``job_id``, ``namespace`` and ``address``.
     """
@@ -151,20 +152,22 @@ def init(
 ) -> Context:
     """Start a session, or connect to one.
 
-    Without `address` (and without ``FRAMEWORK_ADDRESS`` in the environment) it starts a node process on this machine that ends
-    with this process. `address` is the session directory of a running node.
+    Without `address` (and without ``FRAMEWORK_ADDRESS`` in the environment) it starts a node process on this
+    machine that ends with this process. `address` is the session directory of a running node.
 
-    - `num_cpus`, `num_gpus`, `memory` (bytes), `resources`: what the new node offers; found out where not given.
+    - `num_cpus`, `num_gpus`, `memory` (bytes), `resources`: what the new node offers; found out where not
+      given.
     - `namespace`: where names of actors are looked up; by default one of this job's own.
     - `ignore_reinit_error`: return the running session instead of raising when `init` was called before.
     - `log_to_driver`: show here what tasks print.
     - `runtime_env`: ``{"env_vars": {...}}`` for all tasks and actors of this job, which may add to it.
 
-    Blocks until the node is up (about 0.2 s), except inside of a running event loop: there the start goes on in the background,
-    ``async with init()`` waits for it, and calls made before it is done are queued.
+    Blocks until the node is up (about 0.2 s), except inside of a running event loop: there the start goes on
+    in the background, ``async with init()`` waits for it, and calls made before it is done are queued.
 
-    Raises `AlreadyInitializedError` when called twice, `ConnectionFailedError` for an address where nothing answers,
-    `ValueError` or `TypeError` for arguments that make no sense, `LocalNodeDiedError` when the node cannot start.
+    Raises `AlreadyInitializedError` when called twice, `ConnectionFailedError` for an address where nothing
+    answers, `ValueError` or `TypeError` for arguments that make no sense, `LocalNodeDiedError` when the node
+    cannot start.
     """
     _check_init(unknown, local_mode, object_store_memory, namespace)
     env = _checked_env(runtime_env)
@@ -178,13 +181,15 @@ def init(
             from framework.exceptions import AlreadyInitializedError
 
             raise AlreadyInitializedError(
-                "init() was called before in this process: call shutdown() first, or pass ignore_reinit_error=True"
+                "init() was called before in this process: call shutdown() first, or pass "
+                "ignore_reinit_error=True"
             )
         wanted = {
             "num_cpus": num_cpus,
             "num_gpus": num_gpus,
             "memory": memory,
             "resources": resources,
+            "object_store_memory": int(object_store_memory) if object_store_memory is not None else None,
         }
         res.parse(num_cpus, num_gpus, memory, resources, default_cpus=1)  # errors before anything is started
         address = address or os.environ.get("FRAMEWORK_ADDRESS") or None
@@ -215,7 +220,9 @@ def _check_init(
     if local_mode:
         raise ValueError("local_mode is not supported: a session starts fast enough to be used in tests")
     if object_store_memory is not None and (
-        isinstance(object_store_memory, bool) or not isinstance(object_store_memory, int | float) or object_store_memory <= 0
+        isinstance(object_store_memory, bool)
+        or not isinstance(object_store_memory, int | float)
+        or object_store_memory <= 0
     ):
         raise ValueError(f"object_store_memory is a positive number of bytes, got {object_store_memory!r}")
     if namespace is not None and (not isinstance(namespace, str) or not namespace):
@@ -266,7 +273,11 @@ def _start(
         config.namespace = namespace or f"anonymous-{identity.hex()[:16]}"
         config.log_to_driver = log_to_driver
         config.env = env
-        config.job_facts = {"sys_path": _search_path(), "cwd": _working_directory(), "namespace": config.namespace}
+        config.job_facts = {
+            "sys_path": _search_path(),
+            "cwd": _working_directory(),
+            "namespace": config.namespace,
+        }
         runtime = _boot.make_runtime(config)
         runtime.start()
         if log_to_driver:
@@ -302,8 +313,10 @@ def _session_at(address: str) -> str:
     if os.path.isdir(os.path.join(address, "sockets")):
         return os.path.abspath(address)
     raise ConnectionFailedError(
-        f"nothing answers at address {address!r}: it is not the directory of a running session (clusters of several machines, "
-        "with addresses host:port, are not supported yet). Without an address, init() starts a node on this machine"
+        f"nothing answers at address {address!r}: it is not the directory of a running session (clusters of "
+        "several machines, "
+        "with addresses host:port, are not supported yet). Without an address, init() starts a node on this "
+        "machine"
     )
 
 
@@ -340,8 +353,10 @@ def _explain(error: FrameworkError) -> FrameworkError:
 
 
 def shutdown(_exiting_interpreter: bool = False) -> None:
-    """End the session: its tasks and actors, its node if this process started it. Does nothing when there is none. What
-    tasks have printed is shown first. Afterwards `init` may be called again. A second Ctrl-C ends the waiting."""
+    """End the session: its tasks and actors, its node if this process started it. Does nothing when there is
+    none. What tasks have printed is shown first. Afterwards `init` may be called again. A second Ctrl-C ends
+    the waiting.
+    """
     with start_lock():
         runtime = existing()
         if runtime is None:

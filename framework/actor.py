@@ -105,8 +105,8 @@ class ActorClass(Generic[T]):
 
         def __call__(self, *args: Any, **kwargs: Any) -> Any:
             raise TypeError(
-                f"the actor class {self._name} cannot be instantiated directly: use {self._name}.remote(...), or "
-                f"{self._name}.__wrapped__(...) for a plain object"
+                f"the actor class {self._name} cannot be instantiated directly: use "
+                f"{self._name}.remote(...), or {self._name}.__wrapped__(...) for a plain object"
             )
 
     def __mro_entries__(self, bases: tuple[Any, ...]) -> tuple[type, ...]:
@@ -136,8 +136,8 @@ class ActorClass(Generic[T]):
                 if options.get_if_exists:
                     return cast("ActorHandle[T]", existing)
                 raise ValueError(
-                    f"an actor named {options.name!r} exists already: choose another name, kill() that one first, or pass "
-                    "get_if_exists=True to use it"
+                    f"an actor named {options.name!r} exists already: choose another name, kill() that one "
+                    "first, or pass get_if_exists=True to use it"
                 )
         return self._create(runtime, options, args, kwargs)
 
@@ -233,14 +233,17 @@ class ActorHandle(Generic[T]):
         core = self.__dict__.get("_cores", _NO_CORES).get(name)
         if core is not None:
             return ActorMethod(self, name, core)
-        if name.startswith("_framework_") or (name.startswith("__") and name.endswith("__") and name not in _SPECIAL):
+        if name.startswith("_framework_") or (
+            name.startswith("__") and name.endswith("__") and name not in _SPECIAL
+        ):
             if name not in self.__dict__.get("_methods", {}):
                 raise AttributeError(name)
         info = self._methods.get(name)
         if info is None:
             if name not in _SPECIAL:
                 raise AttributeError(
-                    f"the actor class {self._class_name} has no method {name!r}; it has: {', '.join(self._public_names()) or 'none'}"
+                    f"the actor class {self._class_name} has no method {name!r}; it has: "
+                    + (", ".join(self._public_names()) or "none")
                 )
             info = MethodInfo(None, 1, {})
         core = self._cores[name] = _MethodCore(info, {})
@@ -301,7 +304,9 @@ class _MethodCore:
         self.options = MethodOptions.parse({**info.options, **given})
         self.prepared: tuple[Any, Template, Any, int, int] | None = None
 
-    def prepare(self, runtime: Any, handle: ActorHandle[Any], name: str) -> tuple[Any, Template, Any, int, int]:
+    def prepare(
+        self, runtime: Any, handle: ActorHandle[Any], name: str
+    ) -> tuple[Any, Template, Any, int, int]:
         """First call in this session: describe the constant part of calls, or find it where another handle
         has."""
         from framework.remote_function import number_of_returns, retry_spec, window_of
@@ -344,7 +349,8 @@ class ActorMethod:
 
         def __call__(self, *args: Any, **kwargs: Any) -> Any:
             raise TypeError(
-                f"the method {self._name}() of an actor cannot be called directly: use {self._name}.remote(...)"
+                f"the method {self._name}() of an actor cannot be called directly: "
+                f"use {self._name}.remote(...)"
             )
 
     def options(self, **options: Unpack[MethodKeywords]) -> ActorMethod:
@@ -417,7 +423,9 @@ def exit_actor() -> None:
     Raises `TypeError` outside of actors.
     """
     if current().actor_host is None:
-        raise TypeError("exit_actor() can only be called inside of an actor: this code runs in a task or in the driver")
+        raise TypeError(
+            "exit_actor() can only be called inside of an actor: this code runs in a task or in the driver"
+        )
     raise ActorExit(0)
 
 

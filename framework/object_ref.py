@@ -11,7 +11,9 @@ from typing import Any, Generic, TypeVar, cast
 
 from framework._base.ids import JobID, ObjectID, TaskID
 from framework._runtime.current import current
+from framework._runtime.runtime import format_site
 from framework._runtime.waiters import mailbox_of, register, unregister
+from framework._serial.values import FORM_STORED
 from framework._serial.refs import reduce_ref, register_ref_type
 from framework._state.objects import FAILED, Entry
 from framework.exceptions import TaskCancelledError
@@ -84,8 +86,8 @@ class ObjectRef(Generic[T]):
         return cast(str, self._entry.owner or self._runtime.address)
 
     def call_site(self) -> str:
-        """Where the reference was made, when that is recorded; else an empty string."""
-        return ""
+        """``file:line in function`` where the reference was made; an empty string for one that came from another process."""
+        return format_site(self._entry.site)
 
     def __bytes__(self) -> bytes:
         return self.binary()
@@ -111,6 +113,8 @@ class ObjectRef(Generic[T]):
         entry = self._entry
         if not entry.state:
             yield from self._runtime.wait_async(entry).__await__()
+        if type(entry.value) is list and entry.value[0] == FORM_STORED:
+            return cast(T, (yield from self._runtime.value_async(entry).__await__()))
         return cast(T, self._runtime.value(entry))
 
     async def as_coroutine(self) -> T:

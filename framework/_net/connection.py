@@ -200,7 +200,8 @@ class Connection:
         """Answer call `rid` with an error (loop thread). It travels as class name and text: nothing is
         pickled here.
         """
-        self.post(self.pack((m.FAIL, rid, [type(error).__name__, str(error)])))
+        text = getattr(error, "reason", None) or str(error)
+        self.post(self.pack((m.FAIL, rid, [type(error).__name__, text])))
 
     def _answered(self, opcode: int, frame: Frame) -> None:
         future = self._calls.pop(frame[1], None)

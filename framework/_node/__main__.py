@@ -1,7 +1,7 @@
 """The process of a node that a driver starts: head and node manager on one loop.
 
-It loads what node and workers both need, then forks the zygote, which goes on to load what only workers need, on another
-core, while this process begins to serve.
+It loads what node and workers both need, then forks the zygote, which goes on to load what only workers need,
+on another core, while this process begins to serve.
 """
 
 from __future__ import annotations
@@ -15,7 +15,9 @@ from framework._service.launch import close_others
 
 
 def main() -> None:
-    """``sys.argv[2]``: a JSON object with session_dir, driver_fd, head_fd, driver_pid, node_id and resources."""
+    """``sys.argv[2]``: a JSON object with session_dir, driver_fd, head_fd, driver_pid, node_id and
+    resources.
+    """
     config = json.loads(sys.argv[2])
     close_others((config["driver_fd"], config["head_fd"]))
     # Shared by node and zygote; no threads, no loop, no numpy.

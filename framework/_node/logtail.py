@@ -188,6 +188,14 @@ class LogMonitor:
                     tail.release()
         return out
 
+    def flush_all(self) -> list[LogBatch]:
+        """As `poll_all`, with the lines that have no end yet: nobody will be there to see it."""
+        out = self.poll_all()
+        for watched in self._watched.values():
+            for tail in watched.tails:
+                _add(out, watched, tail, tail.flush())
+        return out
+
     def forget(self, worker_id: bytes) -> list[LogBatch]:
         """The worker has ended: read the rest (of at most 4 MiB per file), and remove its files if empty."""
         watched = self._watched.pop(worker_id, None)

@@ -16,11 +16,23 @@ from framework._base import limits
 from framework._net.connection import Connection, Handler
 from framework._net.listener import Listener
 from framework._node.service import NodeService, default_resources
+from framework._base.resources import UNIT
 from framework._node.session import open_private, sweep_session, sweep_stale_sessions
+from framework._node.store_service import StoreService
 from framework._wire import messages as m
 from framework.exceptions import ProtocolError
 
 log = logging.getLogger("framework.node")
+
+
+def default_store_capacity() -> int:
+    """30 % of the memory that this node may use (a cgroup's limit first), as Ray has it; it is taken only as it is used."""
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    for path in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
+        with contextlib.suppress(OSError, ValueError):
+            with open(path) as file:
+                memory = min(memory, int(file.read()))
+    return max(limits.STORE_MINIMUM, int(memory * limits.STORE_SHARE) & -4096)
 
 
 def new_loop() -> asyncio.AbstractEventLoop:
@@ -59,6 +71,8 @@ class NodeProcess:
         total = default_resources(
             wanted["num_cpus"], wanted["num_gpus"], wanted["memory"], wanted["resources"]
         )
+        capacity = wanted["object_store_memory"] or default_store_capacity()
+        total["object_store_memory"] = capacity * UNIT
         self.head = make_head(loop)
         self.node = NodeService(
             loop,
@@ -69,6 +83,10 @@ class NodeProcess:
             prestart=max(1, min(total.get("CPU", 0) // 10_000, 64)),
             stop=self.stop,
         )
+        self.store = StoreService(
+            loop, self._session_dir, capacity, config.get("spill_directory"), self.node.process_of
+        )
+        self.node.attach_store(self.store.handlers, self.store.peer_lost)
         self._connections: list[Connection] = []
         self._listeners: list[Listener] = []
 
@@ -155,6 +173,7 @@ class NodeProcess:
         self._stopping = True
         log.debug("node ends: %s", reason)
         self.node.stop()
+        self.store.close()
         self._loop.call_soon(self._leave)
 
     def _leave(self) -> None:

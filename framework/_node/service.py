@@ -10,7 +10,8 @@ import signal
 from collections.abc import Callable
 from typing import Any
 
-from framework._base import limits, resources as res
+from framework._base import limits
+from framework._base import resources as res
 from framework._net.connection import Connection, Frame, Handler
 from framework._node.logtail import LogMonitor
 from framework._node.zygote_client import Zygote, describe_exit, load_time_part, spawn_zygote
@@ -60,7 +61,9 @@ class NodeService:
         self._gpu_names = gpu_names(self.state.gpus.total)
         self._head: Connection | None = None
         self._owners: dict[Connection, bytes] = {}  #: everyone who may ask for leases -> job
+        self._idents: dict[bytes, Connection] = {}
         self._drivers: set[Connection] = set()
+        self._store_peer_lost: Callable[[Connection], None] = lambda _: None
         self._processes: dict[bytes, _Process] = {}
         self._by_pid: dict[int, _Process] = {}
         self._zygotes: dict[EnvKey, Zygote] = {}
@@ -82,6 +85,7 @@ class NodeService:
             m.KILL_WORKER: self._kill_worker,
             m.LEAVING: self._leaving,
             m.NODE_STOP: self._node_stop,
+            m.PROCESSES: self._list_processes,
         }
         self.head_handlers: dict[int, Handler] = {
             m.ACTOR_PLACE: self._actor_place,
@@ -104,6 +108,23 @@ class NodeService:
             },
         )
         self._run(self.state.prestart(self._prestart))
+
+    def attach_store(self, handlers: dict[int, Handler], peer_lost: Callable[[Connection], None]) -> None:
+        """The object store's messages come over the same connections."""
+        self.handlers.update(handlers)
+        self._store_peer_lost = peer_lost
+
+    def process_of(self, ident: bytes) -> Connection | None:
+        """The connection of a driver or worker of this node."""
+        return self._idents.get(ident)
+
+    def _list_processes(self, connection: Connection, frame: Frame) -> None:
+        rows = [
+            {"ident": c.ident, "kind": c.kind, "pid": c.peer["pid"], "address": c.peer["address"]}
+            for c in self._owners
+            if not c.closed
+        ]
+        connection.reply(frame[1], rows)
 
     def make_zygote(self, sock: Any, pid: int) -> Zygote:
         """Take over the socket to a zygote process."""
@@ -141,6 +162,7 @@ class NodeService:
             "pid": os.getpid(),
         }
         self._owners[connection] = info.get("job", b"")
+        self._idents[connection.ident] = connection
         if connection.kind == "driver":
             self._drivers.add(connection)
             connection.state = info
@@ -159,17 +181,23 @@ class NodeService:
         """A driver or worker is gone."""
         if self._owners.pop(connection, None) is None:
             return
+        if self._idents.get(connection.ident) is connection:
+            del self._idents[connection.ident]
+        self._store_peer_lost(connection)
         self._drivers.discard(connection)
         orphans, commands = self.state.owner_gone(connection)
         for worker in orphans:
-            self._end_worker(worker.worker_id, "the process that had submitted its tasks has ended", intended=True)
+            self._end_worker(
+                worker.worker_id, "the process that had submitted its tasks has ended", intended=True
+            )
         self._run(commands)
         if connection.kind == "worker":
             process = self._processes.get(connection.ident)
             if process is not None:
                 process.connection = None
                 if process.pid:
-                    # Normally it is dead or dying, and the zygote tells how. If it only lost its connection, it ends now.
+                    # Normally it is dead or dying, and the zygote tells how. If it only lost its connection,
+                    # it ends now.
                     self._loop.call_later(limits.EXIT_GRACE, self._make_sure, process)
         elif connection.kind == "driver" and not self._drivers and not self._stopping:
             self._stop("its driver has ended")
@@ -305,7 +333,9 @@ class NodeService:
         self._run(commands)
 
     def _running_task(self, worker_id: bytes) -> int:
-        """What the worker wrote down as running when it died (0: nothing), from the file that it maps. Its files go."""
+        """What the worker wrote down as running when it died (0: nothing), from the file that it maps. Its
+        files go.
+        """
         socket_file = os.path.join(self._session_dir, "sockets", worker_id.hex()[:12])
         path = f"{socket_file}.run"
         with contextlib.suppress(OSError):
@@ -319,7 +349,9 @@ class NodeService:
         return int.from_bytes(data, "little")
 
     def _zygote_lost(self, zygote: Zygote) -> None:
-        """A zygote died. Its workers die with it (parent-death signal), and nobody reports them: do it here."""
+        """A zygote died. Its workers die with it (parent-death signal), and nobody reports them: do it
+        here.
+        """
         zygote.reap()
         self._zygotes.pop(zygote.env, None)
         if self._stopping:
@@ -453,28 +485,31 @@ class NodeService:
 
     def _poll_logs(self) -> None:
         self._log_timer = None
-        # A driver that does not take its lines (it is stopped, or its terminal is) gets them later: they are in the files.
+        # A driver that does not take its lines (it is stopped, or its terminal is) gets them later: they are
+        # in the files.
         if not any(connection.congested for connection in self._drivers):
             self._deliver(self._logs.poll_active())
         if any(worker.state != IDLE for worker in self.state.workers.values()):
             self._log_timer = self._loop.call_later(limits.LOG_POLL, self._poll_logs)
 
     def _log_flush(self, connection: Connection, frame: Frame) -> None:
-        self._deliver(self._logs.poll_all())
+        self._deliver(self._logs.flush_all())
         connection.reply(frame[1], None)
 
     def _deliver(self, batches: list[Any]) -> None:
         for batch in batches:
             for connection in self._drivers:
                 if connection.state.get("log_to_driver", True) and not connection.closed:
-                    connection.cast(m.LOG_LINES, batch.pid, batch.is_err, [list(line) for line in batch.lines])
+                    connection.cast(
+                        m.LOG_LINES, batch.pid, batch.is_err, [list(line) for line in batch.lines]
+                    )
 
 
 def default_resources(
     num_cpus: float | None, num_gpus: float | None, memory: float | None, custom: dict[str, float] | None
 ) -> dict[str, int]:
-    """What a node offers when it is not told: the CPUs that this process may use, 70 % of memory, the GPUs that
-    CUDA_VISIBLE_DEVICES or the driver's device files show."""
+    """What a node offers when it is not told: the CPUs that this process may use, 70 % of memory, the GPUs
+    that CUDA_VISIBLE_DEVICES or the driver's device files show."""
     if num_cpus is None:
         num_cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     if num_gpus is None:
@@ -488,10 +523,12 @@ def default_resources(
 
 
 def gpu_names(count: int) -> list[int | str]:
-    """What CUDA_VISIBLE_DEVICES calls the GPUs of this node: numbers from 0, unless the variable itself restricts this
-    process to some (numbers, or ids such as ``GPU-8932f937``)."""
+    """What CUDA_VISIBLE_DEVICES calls the GPUs of this node: numbers from 0, unless the variable itself
+    restricts this process to some (numbers, or ids such as ``GPU-8932f937``)."""
     parts = [part.strip() for part in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")]
-    names: list[int | str] = [int(part) if part.isdigit() else part for part in parts if part and part != "-1"]
+    names: list[int | str] = [
+        int(part) if part.isdigit() else part for part in parts if part and part != "-1"
+    ]
     return names[:count] if len(names) >= count else list(range(count))
 
 

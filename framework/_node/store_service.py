@@ -157,7 +157,11 @@ class StoreService:
             self._run(self.state.free(object_id))
 
     def _seal(self, connection: Connection, frame: Frame) -> None:
-        self._run(self.state.seal(frame[1], connection))
+        _, object_id, owner_ident, keep = frame
+        owner = self._owner_of(owner_ident) if owner_ident else None
+        self._run(self.state.seal(object_id, connection, owner, keep))
+        if owner_ident and owner is None:
+            self._run(self.state.free(object_id))
 
     def _abort(self, connection: Connection, frame: Frame) -> None:
         self._run(self.state.abort(frame[1], connection))
@@ -210,7 +214,7 @@ class StoreService:
                 self._pool().submit(_unlink, command[1])
             elif word == "recall":
                 if not command[1].closed:
-                    command[1].cast(m.STORE_RECALL)
+                    command[1].cast(m.STORE_RECALL, command[2])
 
     def _pool(self) -> ThreadPoolExecutor:
         if self._threads is None:

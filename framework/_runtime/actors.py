@@ -74,14 +74,18 @@ class ActorClient:
         self.queue: deque[TaskRecord] = deque()
         self.inflight: dict[int, TaskRecord] = {}
         self.error: BaseException | None = None
-        self.creation: Entry | None = None  #: done when its constructor is; freed when the last handle is gone
+        #: done when its constructor is; freed when the last handle is gone
+        self.creation: Entry | None = None
         self.open: set[int] = set()  #: calls that may not be done; only where their number is limited
         self.known = False  #: the head reports to us
         self.detached = self.restartable = False
-        self.draining: Connection | None = None  #: to a process that has ended: what it has still answered is being read
-        self.kept: list[Any] | None = None  #: references in the arguments of its constructor, in the process that made it
+        #: to a process that has ended: what it has still answered is being read
+        self.draining: Connection | None = None
+        #: references in the arguments of its constructor, in the process that made it
+        self.kept: list[Any] | None = None
         self.text = "the reason is not known"  #: why it was restarted
-        self.templates: dict[tuple[Any, ...], Any] = {}  #: of its methods, shared by all handles in this process
+        #: of its methods, shared by all handles in this process
+        self.templates: dict[tuple[Any, ...], Any] = {}
 
     def enqueue(self, task: TaskRecord) -> None:
         """A call takes its place in the order; it is sent when it and all before it are `resolved`."""
@@ -99,7 +103,12 @@ class ActorClient:
     def send_alone(self, task: TaskRecord) -> bool:
         """A user's thread: send a call at once, if nothing is under way that it could overtake."""
         connection = self.connection
-        if connection is None or self.inflight or self.queue or task.template.tid not in connection.state.templates:
+        if (
+            connection is None
+            or self.inflight
+            or self.queue
+            or task.template.tid not in connection.state.templates
+        ):
             return False
         if not self._handover.acquire(False):
             return False
@@ -127,8 +136,8 @@ class ActorClient:
             self.open = {unique for unique in list(self.open) if unique in tasks}
             if len(self.open) >= limit:
                 raise PendingCallsLimitExceeded(
-                    f"{limit} calls of this process to the actor {self.class_name} are not done, as many as its "
-                    "max_pending_calls allows: wait for some of them before the next"
+                    f"{limit} calls of this process to the actor {self.class_name} are not done, as many as "
+                    "its max_pending_calls allows: wait for some of them before the next"
                 )
 
     def disconnect(self) -> None:
@@ -159,7 +168,9 @@ class ActorClient:
             if task.frame is None or task.state != QUEUED:
                 break
             task.state = SENT
-            inflight[task.unique] = task  # before it leaves the queue: `send_alone` must see it in one of them
+            inflight[task.unique] = (
+                task  # before it leaves the queue: `send_alone` must see it in one of them
+            )
             queue.popleft()
             submitter.prepare(connection, task.template)
             connection.buffer(task.frame)
@@ -176,7 +187,9 @@ class ActorClient:
         return self.connection if task.unique in self.inflight else None
 
     def death(self) -> BaseException:
-        return self.error or ActorDiedError("it has ended", actor_id=self.actor_id.hex(), class_name=self.class_name)
+        return self.error or ActorDiedError(
+            "it has ended", actor_id=self.actor_id.hex(), class_name=self.class_name
+        )
 
 
 class Actors:
@@ -265,7 +278,7 @@ class Actors:
                 self._argument_failed(client, entry)
                 return
             value = entry.value
-            if values.wire_size(value) > limits.INLINE_LIMIT or values.nested_refs(value):
+            if values.must_be_fetched(value):
                 value = [values.FORM_REFERENCE, entry.id, entry.owner or self.runtime.address]
             if isinstance(place, int):
                 spec["args"][place] = value
@@ -366,8 +379,9 @@ class Actors:
                 again.append(task)
             else:
                 error = ActorUnavailableError(
-                    f"the call {task.template.name}() may or may not have run: its actor is being restarted because its process "
-                    f"has ended ({client.text}). With max_task_retries such calls are made again",
+                    f"the call {task.template.name}() may or may not have run: its actor is being restarted "
+                    f"because its process has ended ({client.text}). With max_task_retries such calls "
+                    "are made again",
                     actor_id=client.actor_id.hex(),
                 )
                 self.runtime.submitter.lost(task, error)
@@ -413,11 +427,15 @@ class Actors:
             elif client.connection is connection:
                 client.disconnect()
                 client.lost_connection = True
-                self.runtime.loop.call_later(limits.DEATH_VERDICT_TIMEOUT, self._no_verdict, client, client.incarnation)
+                self.runtime.loop.call_later(
+                    limits.DEATH_VERDICT_TIMEOUT, self._no_verdict, client, client.incarnation
+                )
 
     def _no_verdict(self, client: ActorClient, incarnation: int) -> None:
         if client.lost_connection and client.incarnation == incarnation and client.state == ALIVE:
-            self._dead(client, {"text": "the connection to its process was lost, and the head does not know why"})
+            self._dead(
+                client, {"text": "the connection to its process was lost, and the head does not know why"}
+            )
 
     # ---- ends ----------------------------------------------------------------------------------------
 
@@ -435,7 +453,13 @@ class Actors:
         # The client stays until the actor is dead: handles that were found by name may still be in use.
         head = self.runtime.head
         if head is not None and not head.closed:
-            head.cast(m.ACTOR_END, client.actor_id, client.incarnation, False, "its last handle has gone out of scope")
+            head.cast(
+                m.ACTOR_END,
+                client.actor_id,
+                client.incarnation,
+                False,
+                "its last handle has gone out of scope",
+            )
 
     def head_lost(self, error: BaseException) -> None:
         """No head, no actors."""

@@ -96,8 +96,13 @@ class Objects:
         if type(value) is list:
             if value[0] == values.FORM_ERROR:
                 state = FAILED
-            elif value[0] == values.FORM_PICKLE and value[2]:
-                entry.contained = [self._runtime.make_ref(bytes(i), o) for i, o in value[2]]
+            elif entry.freed:
+                self._runtime.discard(value)
+                return
+            else:
+                nested = values.nested_refs(value)
+                if nested:
+                    entry.contained = [self._runtime.make_ref(bytes(i), o) for i, o in nested]
         entry.value = value
         entry.state = state
         self.notify(entry)
@@ -155,6 +160,8 @@ class Objects:
                     continue
                 self._runtime.streams.freed(entry.id)
                 self._provisional.discard(entry)
+                if type(entry.value) is list and entry.value[0] == values.FORM_STORED:
+                    self._runtime.store.client.forget(entry.value[1])
                 if entry.registered:
                     borrowed.append(entry)
             if borrowed:
@@ -252,6 +259,22 @@ class Objects:
             return
         future = connection.call(m.FETCH, entry.id, value_wanted)
         future.add_done_callback(lambda f: self._fetched(f, entry))
+
+    def ask(self, entry: Entry, opcode: int) -> None:
+        """Ask the owner of a borrowed object for it by this call."""
+        assert entry.owner is not None
+        connection = self._runtime.peers.connect(entry.owner)
+        if connection is None:
+            self._owner_lost([entry], entry.owner)
+            return
+        entry.fetching = True
+        future = connection.call(opcode, entry.id)
+        future.add_done_callback(lambda f: self._fetched(f, entry))
+
+    def keep(self, entry: Entry) -> None:
+        """One more reference to an entry at hand."""
+        with self._count_lock:
+            entry.local += 1
 
     def _fetched(self, future: Any, entry: Entry) -> None:
         entry.fetching = False

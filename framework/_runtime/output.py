@@ -160,7 +160,10 @@ class LogPrinter:
             self._left_out += len(lines)
 
     def _notice(self) -> str:
-        return f"[{self._left_out} lines are not shown, because they came faster than this output takes them: see {self._logs}]"
+        return (
+            f"[{self._left_out} lines are not shown, because they came faster than this output takes them: see "
+            f"{self._logs}]"
+        )
 
     def _run(self) -> None:
         while True:

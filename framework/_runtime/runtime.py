@@ -13,10 +13,12 @@ import itertools
 import logging
 import os
 import random
+import sys
 import threading
 import time
 import warnings
 from collections.abc import Callable, Coroutine, Iterator
+from types import CodeType, FrameType
 from typing import Any, TypeVar
 
 from framework._base import limits
@@ -26,8 +28,10 @@ from framework._net.connection import Connection, Frame, Handler
 from framework._net.listener import connect_unix, hello
 from framework._runtime.actors import Actors
 from framework._runtime.context import current_task
+from framework._runtime.lineage import Lineage
 from framework._runtime.objects import Objects
 from framework._runtime.peers import Peers
+from framework._runtime.store import RuntimeStore
 from framework._runtime.streams import Streams
 from framework._runtime.submit import Submitter
 from framework._runtime.waiters import FutureWaiter, ThreadWaiter, mailbox_of, register, unregister
@@ -44,6 +48,7 @@ from framework.exceptions import (
     GetTimeoutError,
     LocalNodeDiedError,
     NotInitializedError,
+    ObjectLostError,
     TaskCancelledError,
 )
 
@@ -58,6 +63,27 @@ def new_loop() -> asyncio.AbstractEventLoop:
     except ImportError:
         return asyncio.new_event_loop()
     return uvloop.new_event_loop()
+
+
+def _call_site() -> tuple[CodeType, int] | None:
+    """(code, instruction) of the innermost frame outside of this package."""
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None and frame.f_code.co_filename.startswith(_PACKAGE):
+        frame = frame.f_back
+    return None if frame is None else (frame.f_code, frame.f_lasti)
+
+
+_PACKAGE = os.path.dirname(os.path.dirname(__file__)) + os.sep
+
+
+def format_site(site: tuple[CodeType, int] | None) -> str:
+    """``file:line in function`` of a call site."""
+    if site is None:
+        return ""
+    code, instruction = site
+    positions = list(code.co_positions())
+    line = positions[instruction // 2][0] if instruction // 2 < len(positions) else None
+    return f"{code.co_filename}:{line or code.co_firstlineno} in {code.co_qualname}"
 
 
 class Config:
@@ -126,8 +152,10 @@ class Runtime:
         self.actor_host: Any = None  #: the actor that lives in this process
         self.node_facts: dict[str, Any] = {}
         self.closing = False
+        self.store = RuntimeStore(self)
         self.objects = Objects(self)
         self.submitter = Submitter(self)
+        self.lineage = Lineage(self)
         self.streams = Streams(self)
         self.actors = Actors(self)
         self.background = TaskGroupOfService(self.loop, "runtime")
@@ -135,10 +163,13 @@ class Runtime:
             **self.objects.handlers,
             **self.submitter.handlers,
             **self.streams.handlers,
+            **self.lineage.handlers,
             m.CANCEL_REF: self._cancel_ref,
+            m.LIST_OBJECTS: self._list_objects,
         }
         self.node_handlers: dict[int, Handler] = {
             **self.submitter.node_handlers,
+            **self.store.node_handlers,
             m.WELCOME: self._node_welcome,
         }
         self.head_handlers: dict[int, Handler] = {**self.actors.head_handlers, m.WELCOME: self._ignore}
@@ -354,6 +385,8 @@ class Runtime:
     def _on_tick(self) -> None:
         """Dropped references cannot wake the loop (they may be dropped inside of the garbage collector): look
         now and then, less often when nothing happens."""
+        if self.store.client.waiting:
+            self.store.client.drain()
         if self.objects.drops:
             self._tick = limits.DROP_TICK
             self.objects.drain_drops()
@@ -375,23 +408,45 @@ class Runtime:
         return current_task.get() is not None
 
     def put(self, value: Any) -> Any:
-        """Any thread: a reference to a copy of `value`."""
+        """Any thread: a reference to a copy of `value`; an array made by `framework.empty` is taken as it is."""
         if isinstance(value, self.ref_class):
             raise TypeError(
                 "put() of an ObjectRef is not allowed: it is a reference already. To store the reference "
                 "itself, put it "
                 "into a list: put([ref])"
             )
-        return self.put_encoded(values.encode(value, where="the value of put()").own())
+        sealed = self.store.seal_array(value, self.worker_id, self.address)
+        if sealed is not None:
+            return self._put_wire(sealed[1], sealed, None)
+        return self.put_encoded(values.encode(value, where="the value of put()"))
+
+    def new_object_id(self) -> bytes:
+        """Any thread: the id of an object that this process puts."""
+        scope = task_scope(self.config.job)
+        return object_id_bytes(task_id_bytes(self._put_task, scope), next(self._put_index) & 0xFFFFFFFF)
 
     def put_encoded(self, encoded: values.Encoded) -> Any:
-        """Any thread: store an encoded value."""
+        """Any thread: store an encoded value: large ones in the store of the node, small ones here.
+
+        On a user's event loop nothing may block: there a value that finds no room at hand stays in this process."""
+        object_id = self.new_object_id()
+        if encoded.size > limits.INLINE_LIMIT and self._may_store(encoded.size):
+            wire = self.store.put(object_id, encoded, self.worker_id, self.address)
+            return self._put_wire(object_id, wire, encoded.refs)
         encoded.own()
-        scope = task_scope(self.config.job)
-        object_id = object_id_bytes(task_id_bytes(self._put_task, scope), next(self._put_index) & 0xFFFFFFFF)
+        return self._put_wire(object_id, encoded.wire, encoded.refs)
+
+    def _may_store(self, size: int) -> bool:
+        if threading.current_thread() is self._thread:
+            return False
+        return asyncio._get_running_loop() is None or self.store.client.has_room(size)
+
+    def _put_wire(self, object_id: bytes, wire: Any, refs: list[Any] | None) -> Any:
         entry = self.objects.new(object_id)
-        entry.contained = encoded.refs or None
-        entry.value = encoded.wire
+        entry.contained = refs or None
+        entry.made_by_put = True
+        entry.site = _call_site()
+        entry.value = wire
         entry.state = READY
         return self.ref_of(entry)
 
@@ -400,9 +455,15 @@ class Runtime:
         task = entry.task
         if entry.state == FAILED and not entry.seen:
             self._unhandled(entry)
+        self.discard(entry.value)
         self.streams.freed(entry.id)
         if task is not None or entry.owner is None:
             self.actors.freed(entry.id)
+
+    def discard(self, wire: Any) -> None:
+        """On the loop: a value of this process is not needed any more."""
+        if type(wire) is list and wire[0] == values.FORM_STORED:
+            self.store.client.free([wire[1]])
 
     def _unhandled(self, entry: Entry) -> None:
         entry.seen = True
@@ -429,11 +490,55 @@ class Runtime:
         """Any thread: the value of an object that is done, or its exception raised."""
         if entry.state == READY:
             entry.seen = True
-            value = entry.value
-            if type(value) in values.ATOM_TYPES:
-                return value
-            return values.decode(value)
+            wire = entry.value
+            if type(wire) is list and wire[0] == values.FORM_STORED:
+                return self._stored_value(entry)
+            return self.decode(wire)
         raise self.objects.error(entry)
+
+    def _stored_value(self, entry: Entry) -> Any:
+        """Any thread but the loop's: read it from the store; if it is lost, have it made again."""
+        for _ in range(limits.MAX_RECOVERIES):
+            wire = entry.value
+            try:
+                return self.decode(wire)
+            except ObjectLostError:
+                if not entry.state or entry.value is wire:
+                    self.run_sync(self.lineage.recover_and_wait(entry, wire))
+                if entry.state == FAILED:
+                    raise self.objects.error(entry) from None
+        raise ObjectLostError(entry.id.hex(), "It was made again several times, and lost again each time")
+
+    async def value_async(self, entry: Entry) -> Any:
+        """On any loop: as `value`, for a stored object, without blocking the loop."""
+        for _ in range(limits.MAX_RECOVERIES):
+            wire = entry.value
+            if entry.state == FAILED:
+                raise self.objects.error(entry)
+            if type(wire) is not list or wire[0] != values.FORM_STORED:
+                return self.value(entry)
+            try:
+                entry.seen = True
+                if self.store.client.at_hand(wire[1]):
+                    return self.decode(wire)
+                return values.decode(await self.await_on_loop(self.store.prepare(wire[1])))
+            except ObjectLostError:
+                if not entry.state or entry.value is wire:
+                    await self.await_on_loop(self.lineage.recover_and_wait(entry, wire))
+        raise ObjectLostError(entry.id.hex(), "It was made again several times, and lost again each time")
+
+    def hold(self, entry: Entry) -> Any:
+        """On the loop: one more reference to an entry at hand."""
+        self.objects.keep(entry)
+        return self.ref_of(entry)
+
+    def decode(self, wire: Any) -> Any:
+        """Any thread: the value of a wire value, wherever it lies."""
+        if type(wire) in values.ATOM_TYPES:
+            return wire
+        if type(wire) is list and wire[0] == values.FORM_STORED:
+            return self.store.read(wire)
+        return values.decode(wire)
 
     def wait(self, entries: list[Entry], needed: int, timeout: float | None, eager: bool, what: str) -> bool:
         """Any thread but the loop's: block until `needed` of them are done; False when the time ran out. With
@@ -618,6 +723,59 @@ class Runtime:
             self.after_batch()
 
         self.post(end)
+
+    # ---- listing ---------------------------------------------------------------------------------------
+
+    def _list_objects(self, connection: Connection, frame: Frame) -> None:
+        connection.reply(frame[1], self.describe_objects())
+
+    def describe_objects(self) -> list[dict[str, Any]]:
+        """On the loop: all objects that this process owns or has borrowed."""
+        self.objects.drain_drops()
+        found = []
+        for entry in list(self.objects.table.entries.values()):
+            wire = entry.value
+            stored = type(wire) is list and wire[0] == values.FORM_STORED
+            found.append(
+                {
+                    "object_id": entry.id,
+                    "owner": entry.owner or self.address,
+                    "borrowed": entry.owner is not None,
+                    "state": ("PENDING", "READY", "FAILED")[entry.state],
+                    "size": wire[3] if stored else values.wire_size(wire) if entry.state == READY else 0,
+                    "stored": stored,
+                    "store_id": wire[1] if stored else b"",
+                    "local": entry.local,
+                    "borrowers": [getattr(c, "name", "?") for c in entry.borrowers or ()],
+                    "contains": len(entry.contained or ()),
+                    "task": getattr(getattr(entry.task, "template", None), "name", ""),
+                    "call_site": format_site(entry.site),
+                }
+            )
+        return found
+
+    def list_everywhere(self) -> list[dict[str, Any]]:
+        """Any thread but the loop's: the objects of all processes of this node, with where each process is."""
+
+        async def ask() -> list[dict[str, Any]]:
+            assert self.node is not None
+            answer = await self.node.call(m.PROCESSES)
+            rows = []
+            for process in answer:
+                if process["ident"] == self.worker_id:
+                    objects = self.describe_objects()
+                else:
+                    peer = self.peers.connect(process["address"])
+                    if peer is None:
+                        continue
+                    try:
+                        objects = await peer.call(m.LIST_OBJECTS)
+                    except ConnectionError:
+                        continue
+                rows += [{**row, "pid": process["pid"], "kind": process["kind"]} for row in objects]
+            return rows
+
+        return self.run_sync(ask())
 
     # ---- peers ---------------------------------------------------------------------------------------
 

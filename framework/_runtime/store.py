@@ -36,7 +36,7 @@ class RuntimeStore:
         self._runtime = runtime
         self._thread = _PerThread()
         self.client = StoreClient(self)
-        self.node_handlers = {m.STORE_RECALL: lambda *_: self.client.recall()}
+        self.node_handlers = {m.STORE_RECALL: lambda _, frame: self.client.recall(frame[1])}
 
     # ---- what the client needs (NodeLink) --------------------------------------------------------------
 
@@ -76,20 +76,23 @@ class RuntimeStore:
         refs = values.nested_refs(encoded.wire)
         return [values.FORM_STORED, object_id, owner, size, refs]
 
+    async def prepare(self, object_id: bytes) -> list[Any]:
+        """On the loop: wire form 0 of a stored value, as views that pin it. Raises `ObjectLostError`."""
+        node = self._runtime.node
+        if self.client.at_hand(object_id) or node is None:
+            return self.client.read(object_id)
+        offset, size = await node.call(m.STORE_PIN, object_id)
+        return self.client.arrived(object_id, offset, size)
+
     def read(self, wire: list[Any]) -> Any:
         """The value of a stored object, as views of shared memory."""
         return values.decode(self.client.read(wire[1]))
 
-    def seal_array(self, array: Any, owner: str) -> list[Any] | None:
-        """If the array was made by `framework.empty`, seal it where it is: its wire form. Else None."""
+    def seal_array(self, array: Any, owner_ident: bytes, owner: str) -> list[Any] | None:
+        """If the array was made by `framework.empty`, seal it where it is, for that owner: its wire form. Else None."""
         if not self.client.has_unsealed:
             return None
-
-        def describe(_: bytes) -> bytes:
-            encoded = values.encode_array(array)
-            return encoded
-
-        found = self.client.in_place(array, describe)
+        found = self.client.in_place(array, owner_ident, values.describe_array)
         if found is None:
             return None
         object_id, size = found

@@ -1,15 +1,18 @@
-"""Submitting tasks: from `f.remote()` in any thread to a frame on the connection to a leased worker, and its outcome back.
+"""Submitting tasks: from `f.remote()` in any thread to a frame on the connection to a leased worker, and its
+outcome back.
 
-The user's thread encodes the arguments and appends the task to a deque; the loop is woken once per batch. From there on all
-happens on the loop. A task whose arguments are known is packed once; the frame is kept, so that it can be sent again.
+The user's thread encodes the arguments and appends the task to a deque; the loop is woken once per batch.
+From there on all happens on the loop. A task whose arguments are known is packed once; the frame is kept, so
+that it can be sent again.
 """
 
 from __future__ import annotations
 
 import logging
+import sys
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from framework._base import limits
@@ -28,6 +31,7 @@ from framework._wire.codec import new_packer
 from framework.exceptions import (
     FrameworkError,
     LocalNodeDiedError,
+    ObjectLostError,
     RuntimeEnvSetupError,
     TaskCancelledError,
     TaskTimeoutError,
@@ -58,7 +62,8 @@ class Submitter:
         self._thread = _PerThread()
         self._submitted: deque[TaskRecord] = deque()
         self._awake = False
-        self.busy = False  #: the loop is taking in what was submitted: calls that are in neither queue now are not lost
+        #: the loop is taking in what was submitted: calls that are in neither queue now are not lost
+        self.busy = False
         self._keys: dict[tuple[Any, ...], KeyState] = {}
         self._keys_by_id: dict[int, KeyState] = {}
         self._registration = threading.Lock()
@@ -75,6 +80,7 @@ class Submitter:
             m.DONE_MANY: self._done_many,
             m.FAILED: self._failed,
             m.ITEM: self._item,
+            m.ARG_LOST: self._arg_lost,
             m.RETURNED: self._returned,
             m.RETIRING: self._retiring,
         }
@@ -87,7 +93,9 @@ class Submitter:
 
     # ---- any thread ----------------------------------------------------------------------------------
 
-    def key(self, resources: dict[str, int], env: dict[str, str] | None, strategy: list[Any] | None) -> KeyState:
+    def key(
+        self, resources: dict[str, int], env: dict[str, str] | None, strategy: list[Any] | None
+    ) -> KeyState:
         """Any thread: the scheduling key for these needs."""
         name = (
             tuple(sorted(resources.items())),
@@ -103,11 +111,19 @@ class Submitter:
         return key
 
     def function(self, function_hash: bytes, payload: bytes, refs: list[Any]) -> None:
-        """Any thread: a function (or class) that templates name by its hash; its references live as long as this process."""
+        """Any thread: a function (or class) that templates name by its hash; its references live as long as
+        this process.
+        """
         self._functions.setdefault(function_hash, (payload, refs))
 
     def template(
-        self, name: str, returns: int, function_hash: bytes, spec: dict[str, Any], options: Any, key: KeyState | None
+        self,
+        name: str,
+        returns: int,
+        function_hash: bytes,
+        spec: dict[str, Any],
+        options: Any,
+        key: KeyState | None,
     ) -> Template:
         """Any thread: the constant part of tasks to come."""
         with self._registration:
@@ -119,7 +135,9 @@ class Submitter:
     def encode_args(
         self, template: Template, args: Iterable[Any], kwargs: Mapping[str, Any] | None
     ) -> tuple[list[Any], dict[str, Any] | None, list[Any] | None, list[tuple[Any, Entry]] | None]:
-        """Any thread: wire values, references to keep, and (place, entry) of arguments that are references."""
+        """Any thread: wire values, references to keep, and (place, entry) of arguments that are
+        references.
+        """
         refs: list[Any] = []
         deps: list[tuple[Any, Entry]] = []
         wire = []
@@ -202,6 +220,9 @@ class Submitter:
         if deps is None:
             task.frame = self._thread.pack((m.TASK, unique, template.tid, wire, wire_kwargs, task.extra))
             task.args, task.kwargs = [], None  # the frame has them
+        caller = sys._getframe(2)
+        for entry in task.entries:
+            entry.site = (caller.f_code, caller.f_lasti)
         self.tasks[unique] = task
         if deps is None and task.deadline is None and self._send_alone(task):
             return task
@@ -212,8 +233,8 @@ class Submitter:
         return task
 
     def _send_alone(self, task: TaskRecord) -> bool:
-        """Any thread: a lone task goes out from here, without a hop to the loop: an idle worker, or an idle actor, that
-        knows the template. (A burst goes through the loop, which sends many at a time.)"""
+        """Any thread: a lone task goes out from here, without a hop to the loop: an idle worker, or an idle
+        actor, that knows the template. (A burst goes through the loop, which sends many at a time.)"""
         if self._submitted:
             return False
         template = task.template
@@ -315,7 +336,11 @@ class Submitter:
                 self._finish(task, entry.value)
                 return
             value = entry.value
-            if values.wire_size(value) > limits.INLINE_LIMIT or values.nested_refs(value):
+            if type(value) is list and value[0] == values.FORM_STORED:
+                if task.stored_deps is None:
+                    task.stored_deps = []
+                task.stored_deps.append(entry)
+            if values.must_be_fetched(value):
                 value = [values.FORM_REFERENCE, entry.id, entry.owner or self._runtime.address]
             if isinstance(place, int):
                 task.args[place] = value
@@ -428,7 +453,8 @@ class Submitter:
                 self.fail(
                     task,
                     RuntimeEnvSetupError(
-                        f"{task.template.name}() could not run with the env_vars of its runtime_env ({variables}): {text}"
+                        f"{task.template.name}() could not run with the env_vars of its runtime_env "
+                        f"({variables}): {text}"
                     ),
                 )
             else:
@@ -528,8 +554,9 @@ class Submitter:
             self._lose(*verdict)
             self.flush_dirty()
             return
-        # The node's word has overtaken what the worker has still said: that is read first, so that no task that was done
-        # runs again. The end of the connection may not come, if user code has forked a process that holds it open.
+        # The node's word has overtaken what the worker has still said: that is read first, so that no task
+        # that was done runs again. The end of the connection may not come, if user code has forked a process
+        # that holds it open.
         lease.retiring = True
         lease.verdict = verdict
         self._loop.call_later(limits.EXIT_GRACE, self._lose, *verdict)
@@ -541,7 +568,8 @@ class Submitter:
         lease.connection.close()
         tasks = self._forget(lease)
         self._dirty.add(lease.key)
-        # `running` is what the worker had begun. If it is not among ours, none of ours had started: no retry is spent.
+        # `running` is what the worker had begun. If it is not among ours, none of ours had started: no retry
+        # is spent.
         for task in reversed(tasks):
             if task.cancelled is not None:
                 self._finish(task, self._cancel_error(task))
@@ -563,11 +591,12 @@ class Submitter:
 
     # ---- outcomes ------------------------------------------------------------------------------------
 
-    def _take(self, unique: int, micros: int) -> TaskRecord | None:
+    def _take(self, unique: int, micros: int | None) -> TaskRecord | None:
         task = self.tasks.get(unique)
         if task is None:
             return None
-        task.template.measured(micros)
+        if micros is not None:
+            task.template.measured(micros)
         lease = task.lease
         if lease is not None:
             key = lease.key
@@ -592,6 +621,8 @@ class Submitter:
         if task.stream is not None:
             self._runtime.streams.finished(task, value)
             return
+        if type(value) is list and value[0] == values.FORM_STORED:
+            self._runtime.lineage.remember(task, [value])
         self._settle(task)
         entry = task.entries[0]
         if type(value) is list and values.nested_refs(value):
@@ -606,6 +637,7 @@ class Submitter:
         if task is None:
             self._unwanted(connection, unique, results)
             return
+        self._runtime.lineage.remember(task, results)
         self._settle(task)
         nested = False
         for entry, value in zip(task.entries, results, strict=False):
@@ -614,9 +646,10 @@ class Submitter:
         if nested:
             self._objects.release_when_registered(connection, unique, 1)
 
-    @staticmethod
-    def _unwanted(connection: Connection, unique: int, results: list[Any]) -> None:
+    def _unwanted(self, connection: Connection, unique: int, results: list[Any]) -> None:
         """A late answer to a task that has been given up: its sender need not keep the references in it."""
+        for value in results:
+            self._runtime.discard(value)
         if any(type(value) is list and values.nested_refs(value) for value in results):
             connection.cast(m.RELEASE_HELD, unique, 1)
 
@@ -631,6 +664,22 @@ class Submitter:
             self._retry(task, "it raised an exception")
         else:
             self._finish(task, error)
+
+    def _arg_lost(self, connection: Connection, frame: Frame) -> None:
+        """The worker could not find an argument in the store."""
+        _, unique, object_id = frame
+        task = self._take(unique, None)
+        if task is None:
+            return
+        task.state = WAITING
+        if task.cancelled is not None:
+            self._finish(task, self._cancel_error(task))
+        elif not self._runtime.lineage.lost_argument(task, object_id):
+            self.fail(task, ObjectLostError(object_id.hex(), f"It is an argument of {task.template.name}()"))
+
+    def fail_wire(self, task: TaskRecord, error: Any) -> None:
+        """The task fails with this error (wire form or exception)."""
+        self._finish(task, error)
 
     def _retry(self, task: TaskRecord, why: str) -> None:
         """The task may be run once more: now, or when its retry policy says."""
@@ -658,6 +707,8 @@ class Submitter:
         task = self.tasks.get(unique)
         if task is not None and task.stream is not None:
             self._runtime.streams.arrived(task, connection, index, value)
+        else:
+            self._runtime.discard(value)
 
     def _settle(self, task: TaskRecord) -> None:
         """The task is done: let go of everything that it kept."""
@@ -742,10 +793,12 @@ class Submitter:
         connection.cast(m.CANCEL, task.unique, force, recursive, reason)
         if task.lease is None:
             return
-        # The worker ends itself for `force`, because it alone knows whether this very task still runs. The node does it for
-        # one that cannot even do that.
+        # The worker ends itself for `force`, because it alone knows whether this very task still runs. The
+        # node does it for one that cannot even do that.
         if force:
-            self._loop.call_later(limits.EXIT_GRACE, self._overdue, task, "its task was cancelled with force=True")
+            self._loop.call_later(
+                limits.EXIT_GRACE, self._overdue, task, "its task was cancelled with force=True"
+            )
         elif reason == "timeout":
             why = "its task was over its timeout and did not end when it was interrupted"
             self._loop.call_later(limits.CANCEL_GRACE, self._overdue, task, why)
@@ -784,9 +837,10 @@ def _crashed(task: TaskRecord, pid: int, detail: str) -> WorkerCrashedError:
 
 
 def _timeout_error(task: TaskRecord, task_id: str | None) -> TaskTimeoutError:
-    where = {WAITING: "its arguments were not ready yet", QUEUED: "it was still waiting for a free worker"}.get(
-        task.state, "it was running"
-    )
+    where = {
+        WAITING: "its arguments were not ready yet",
+        QUEUED: "it was still waiting for a free worker",
+    }.get(task.state, "it was running")
     own = task.timeout
     if own is not None:
         text = f"{task.template.name}() did not finish within its timeout of {own:g} s: {where}"
@@ -799,5 +853,3 @@ def _unschedulable(task: TaskRecord, text: str) -> TaskUnschedulableError:
     return TaskUnschedulableError(
         f"{task.template.name}() can never be scheduled: {text}. Ask for less, or start the cluster with more"
     )
-
-

@@ -6,6 +6,7 @@ bytes                                              in-band pickle of the value
 [0, pickle, [[object id, owner], ...], buf, ...]   pickle, references nested in it, out-of-band buffers
 [1, object id, owner]                              a reference that the receiver must fetch itself
 [2, ...]                                           an error (errors.py)
+[3, object id, owner, size, [[id, owner], ...]]    a value in the store of a node, with the references nested in it
 =================================================  ===========================================================
 
 A bare ``bytes`` always is a pickle, so bytes of the user are pickled too.
@@ -17,6 +18,7 @@ import pickle
 import re
 from typing import Any
 
+from framework._base.limits import INLINE_LIMIT
 from framework._serial.culprit import advice_for, find_culprit
 from framework._serial.pickler import MIN_BUFFER, PROTOCOL, pickle_value
 from framework._serial.refs import contexts
@@ -25,6 +27,7 @@ from framework.exceptions import FrameworkError, SerializationError
 FORM_PICKLE = 0
 FORM_REFERENCE = 1
 FORM_ERROR = 2
+FORM_STORED = 3
 
 MAX_ATOM_STR = 64 * 1024
 """Longer strings are pickled: the control connections bound the strings they unpack."""
@@ -208,11 +211,33 @@ def decode_with_refs(wire: Any) -> tuple[Any, list[Any]]:
 
 
 def nested_refs(wire: Any) -> list[Any]:
-    """``[object id, owner address]`` of each reference nested in the value; [] for all but form 0."""
-    if (type(wire) is list or type(wire) is tuple) and wire[0] == FORM_PICKLE:
-        refs: list[Any] = wire[2]
-        return refs
+    """``[object id, owner address]`` of each reference nested in the value; [] for all but forms 0 and 3."""
+    if type(wire) is list or type(wire) is tuple:
+        refs: list[Any]
+        if wire[0] == FORM_PICKLE:
+            refs = wire[2]
+            return refs
+        if wire[0] == FORM_STORED:
+            refs = wire[4]
+            return refs
     return []
+
+
+def must_be_fetched(wire: Any) -> bool:
+    """Whether a value is handed on by reference rather than copied into a message: large ones, and those that hold
+    references. One in the store is small on the wire: the receiver finds it there."""
+    if type(wire) is list and wire[0] == FORM_STORED:
+        return False
+    return wire_size(wire) > INLINE_LIMIT or bool(nested_refs(wire))
+
+
+def describe_array(array: Any) -> bytes:
+    """The pickle of a contiguous numpy array, all of whose data is one out-of-band buffer. `SerializationError` for others."""
+    buffers: list[Any] = []
+    pickled = _dumps(array, PROTOCOL, buffer_callback=buffers.append)
+    if len(buffers) != 1:
+        raise SerializationError("only contiguous arrays of plain numbers can be sealed in place")
+    return pickled
 
 
 def is_error(wire: Any) -> bool:

@@ -4,8 +4,8 @@ ends.
 Pure: methods return commands, tuples that start with a word:
 
 ``("place", actor_id, spec, incarnation)``      have a node start it
-``("publish", watcher, record, actor_id)``      tell a watcher the state of the actor, under the id that it
-knows ``("end", actor_id, incarnation, force, why)``  have its node end it
+``("publish", watcher, record, actor_id)``      tell a watcher the state, under the id that it knows
+``("end", actor_id, incarnation, force, why)``  have its node end it
 ``("unplace", actor_id)``                       have the node forget that it should start it
 """
 
@@ -50,9 +50,8 @@ class ActorRecord:
     def __init__(self, actor_id: bytes, spec: dict[str, Any], owner: Hashable) -> None:
         self.actor_id = actor_id
         self.spec = spec
-        self.owner = (
-            owner  #: connection of the process that created it; the actor ends with it unless detached
-        )
+        #: connection of the process that created it; the actor ends with it unless detached
+        self.owner = owner
         self.state = PENDING
         self.address = ""
         self.worker = b""
@@ -61,15 +60,12 @@ class ActorRecord:
         self.restarts = 0
         self.no_restart = False
         self.waiting = False  #: announced by its owner, who still waits for the arguments of its constructor
-        self.watchers: dict[
-            Hashable, set[bytes]
-        ] = {}  #: who wants to hear of it -> the ids that it is known by there
-        self.aliases: set[bytes] = (
-            set()
-        )  #: ids of handles that were made by ``get_if_exists`` and mean this actor
-        self.detail: dict[str, Any] | None = (
-            None  #: why it is dead: {"text": str, "error": wire error or None, "pid": int}
-        )
+        #: who wants to hear of it -> the ids that it is known by there
+        self.watchers: dict[Hashable, set[bytes]] = {}
+        #: ids of handles that were made by ``get_if_exists`` and mean this actor
+        self.aliases: set[bytes] = set()
+        #: why it is dead: {"text": str, "error": wire error or None, "pid": int}
+        self.detail: dict[str, Any] | None = None
 
     @property
     def name_key(self) -> tuple[str, str] | None:

@@ -25,14 +25,19 @@ class Entry:
     """
 
     __slots__ = (
+        "__weakref__",
         "borrowers",
         "contained",
         "fetching",
+        "freed",
         "id",
+        "lineage",
         "local",
+        "made_by_put",
         "owner",
         "registered",
         "seen",
+        "site",
         "state",
         "task",
         "value",
@@ -48,8 +53,12 @@ class Entry:
         self.waiters: list[Any] | None = None
         self.contained: list[Any] | None = None  #: references that the value holds, kept alive with it
         self.borrowers: set[Hashable] | None = None  #: connections of processes that keep a reference
+        self.lineage: Any = None  #: how to make it again, if its value gets lost
+        self.site: Any = None  #: (code, instruction) of the line that made the reference
+        self.made_by_put = False
         self.task: Any = None  #: the task that makes it, until it is done
         self.seen = False  #: somebody looked at the outcome: an error need not be logged
+        self.freed = False  #: nobody holds it any more: an outcome that still comes is dropped
         self.fetching = False  #: borrowed: a FETCH is on its way
         self.registered = False  #: borrowed: the owner knows of us
 
@@ -90,6 +99,7 @@ class ObjectTable:
         """Forget `entry` if nobody holds it, here or elsewhere. True when it is gone."""
         if entry.local > 0 or entry.borrowers:
             return False
+        entry.freed = True
         if self.entries.get(entry.id) is entry:
             del self.entries[entry.id]
         entry.contained = None

@@ -8,7 +8,8 @@ Pure: every method returns commands for the shell, tuples that start with a word
 ``("spill", object_id, offset, size)``        write the block to disk, then call `spilled` or `spill_failed`
 ``("restore", object_id, path, offset, size)``  read it back, then call `restored` or `restore_failed`
 ``("unlink", path)``                          the file is not needed any more
-``("recall", holder)``                        ask a client to give back the rest of its leased region
+``("recall", holder, object_ids)``            ask a client to let go of views of these that it keeps without need; with
+                                              no ids, of all that it keeps and of the rest of its leased region
 
 A *pin* is one process's right to read a block: while there is one, the block is neither reused, nor spilled,
 nor moved. Requests for space are served strictly in order, so that a large one is not starved by small ones.
@@ -91,7 +92,7 @@ class StoreState:
         self._freed_early: OrderedDict[bytes, None] = OrderedDict()
         self._spilling = 0  #: bytes that are on their way to disk
         self._disk_trouble: str | None = None
-        self._recalled = False
+        self._recalled: set[Hashable] = set()  #: clients that were asked, since the queue began, and have pinned nothing since
 
     # ---- space ---------------------------------------------------------------------------------------
 
@@ -164,7 +165,7 @@ class StoreState:
                 block.pins[request.holder] = 1
                 commands.append(("placed", request.token, offset))
         else:
-            self._recalled = False
+            self._recalled.clear()
         return commands
 
     def _make_room(self, size: int, commands: list[Command]) -> bool:
@@ -173,9 +174,10 @@ class StoreState:
             self._spill_one(commands)
         if not self._spilling and self._idle:
             self._spill_one(commands)  # there is room, but not in one piece
-        if self._regions and not self._recalled:
-            self._recalled = True
-            commands.extend(("recall", holder) for holder in set(self._regions.values()))
+        if not self._spilling:
+            holders = {*self._regions.values(), *(h for b in self.blocks.values() if b.sealed for h in b.pins)}
+            commands.extend(("recall", holder, []) for holder in holders - self._recalled)
+            self._recalled |= holders
         # All else is being read or written: that passes, or the shell gives up after a while.
         return self._disk_trouble is None
 
@@ -263,13 +265,19 @@ class StoreState:
         if self._freed_early.pop(block.object_id, self) is None:
             block.deleting = True
 
-    def seal(self, object_id: bytes, holder: Hashable = None) -> list[Command]:
-        """The object is complete and will not change; the writer's pin, if it had one, ends."""
+    def seal(
+        self, object_id: bytes, holder: Hashable = None, owner: Hashable = None, keep: bool = False
+    ) -> list[Command]:
+        """The object is complete and will not change; the writer's pin, if it had one, ends (or, with `keep`, becomes a
+        reader's). `owner`: who owns it from now on, where that is not who was named at its creation."""
         block = self.blocks.get(object_id)
         if block is None or block.sealed:
             return []
+        if owner is not None:
+            block.owner = owner
         block.sealed = True
-        block.pins.pop(holder, None)
+        if not keep:
+            block.pins.pop(holder, None)
         commands: list[Command] = []
         for token, reader in self._parked.pop(object_id, ()):
             commands += self.pin(token, reader, object_id)
@@ -296,7 +304,8 @@ class StoreState:
             # A block on its way to disk is still whole: `spilled` sees the pin, and keeps it in memory.
             block.pins[holder] = block.pins.get(holder, 0) + 1
             self._idle.pop(object_id, None)
-            return [("view", token, block.offset, block.size)]
+            self._recalled.discard(holder)
+            return [("view", token, block.offset, block.size), *(self.serve() if self._queue else ())]
         block.waiting.append((token, holder))
         if block.state == ON_DISK:
             block.state = RESTORING
@@ -350,6 +359,7 @@ class StoreState:
                 ("refuse", token, "ObjectLostError", f"object {object_id.hex()} has been freed by its owner")
             )
         block.waiting = []
+        commands.extend(("recall", holder, [object_id]) for holder in block.pins if block.sealed)
         return commands + self._settled(block)
 
     def _settled(self, block: Block) -> list[Command]:

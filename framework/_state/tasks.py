@@ -72,6 +72,7 @@ class TaskRecord:
         "refs",
         "retries",
         "state",
+        "stored_deps",
         "stream",
         "template",
         "timeout",
@@ -91,6 +92,7 @@ class TaskRecord:
         self.deps: list[tuple[Any, Any]] | None = (
             None  #: (position or keyword, entry) of arguments still to come
         )
+        self.stored_deps: list[Any] | None = None  #: entries of arguments that lie in the store
         self.entries: list[Any] = []  #: of its returns
         self.actor: Any = None  #: the client of the actor whose method it calls
         self.stream: Any = None

@@ -13,7 +13,10 @@ the node.
 
 from __future__ import annotations
 
+import contextlib
+import sys
 import threading
+import time
 import weakref
 from collections import OrderedDict, deque
 from collections.abc import Callable
@@ -78,10 +81,11 @@ class StoreClient:
         self._region = _Region()
         self._kept: OrderedDict[bytes, View] = OrderedDict()
         self._views: dict[bytes, weakref.ref[View]] = {}
-        self._refs: set[weakref.ref[View]] = set()
+        self._refs: dict[int, weakref.ref[View]] = {}  #: alive, or their ends would not be noticed
         self._ended: deque[tuple[bytes, weakref.ref[View]]] = deque()
         self._unsealed: dict[int, _Unsealed] = {}
         self._abandoned: deque[int] = deque()
+        self._pressed_until = 0.0  #: until then no view is kept longer than it is used
 
     def _opened(self) -> Arena:
         arena = self._arena
@@ -121,7 +125,7 @@ class StoreClient:
         except BaseException:
             self._link.node_cast(m.STORE_ABORT, object_id)
             raise
-        self._link.node_cast(m.STORE_SEAL, object_id)
+        self._link.node_cast(m.STORE_SEAL, object_id, b"", False)
         return size
 
     def _place(self, size: int) -> int:
@@ -178,23 +182,41 @@ class StoreClient:
         if view is None:
             arena = self._opened()
             offset, size = self._link.node_call(m.STORE_PIN, object_id)
-            view = self._watch(object_id, arena.base(offset, size))
-        with self._lock:
-            self._kept[object_id] = view
-            while len(self._kept) > limits.STORE_KEPT_VIEWS:
-                self._kept.popitem(last=False)
+            view = arena.base(offset, size)
+            self._views[object_id] = self._watch(object_id, view)
+        self._keep(object_id, view)
         return view
 
-    def _watch(self, object_id: bytes, view: View) -> View:
+    def at_hand(self, object_id: bytes) -> bool:
+        """Whether `read` would find a view here, without asking the node."""
+        return object_id in self._kept
+
+    def arrived(self, object_id: bytes, offset: int, size: int) -> list[Any]:
+        """A pin that was asked for asynchronously has been given: as `read` (loop)."""
+        view = self._opened().base(offset, size)
+        self._views[object_id] = self._watch(object_id, view)
+        self._keep(object_id, view)
+        return layout.parts(memoryview(view.data))
+
+    def _keep(self, object_id: bytes, view: View) -> None:
+        """Keep a view beyond its use. Without the lock: whoever holds that may be waiting for the loop, which comes here."""
+        if time.monotonic() < self._pressed_until:
+            return
+        self._kept[object_id] = view
+        if len(self._kept) > limits.STORE_KEPT_VIEWS:
+            with contextlib.suppress(KeyError):
+                self._kept.popitem(last=False)
+
+    def _watch(self, object_id: bytes, view: View) -> weakref.ref[View]:
+        """Notice the end of a view, and so of a pin."""
         ended, refs = self._ended, self._refs
 
         def end(ref: weakref.ref[View]) -> None:
             ended.append((object_id, ref))
 
         ref = weakref.ref(view, end)
-        refs.add(ref)
-        self._views[object_id] = ref
-        return view
+        refs[id(ref)] = ref
+        return ref
 
     def forget(self, object_id: bytes) -> None:
         """The object is not referenced here any more: its views live as long as somebody uses them."""
@@ -213,7 +235,7 @@ class StoreClient:
         gone = []
         while ended:
             object_id, ref = ended.popleft()
-            self._refs.discard(ref)
+            self._refs.pop(id(ref), None)
             if self._views.get(object_id) is ref:
                 del self._views[object_id]
             gone.append(object_id)
@@ -229,8 +251,16 @@ class StoreClient:
         """Whether `drain` has something to do."""
         return bool(self._ended or self._abandoned)
 
-    def recall(self) -> None:
-        """The node is short of memory: give back the region and let go of views that nobody uses (loop)."""
+    def recall(self, object_ids: list[bytes]) -> None:
+        """The node wants views back that nobody uses (loop): those of objects that were freed, or, when it is short of
+        memory and names none, all, and the region."""
+        if object_ids:
+            for object_id in object_ids:
+                self._kept.pop(object_id, None)
+            self.drain()
+            return
+        # A view that is just arriving is not in `_kept` yet: it must not get there.
+        self._pressed_until = time.monotonic() + limits.STORE_PRESSURE
         if self._lock.acquire(False):
             try:
                 self._kept.clear()
@@ -242,6 +272,11 @@ class StoreClient:
         else:
             self._kept.clear()
         self.drain()
+
+    @property
+    def has_unsealed(self) -> bool:
+        """Whether there are arrays that `reserve` gave and nobody has put yet."""
+        return bool(self._unsealed)
 
     # ---- arrays in place -----------------------------------------------------------------------------
 
@@ -259,23 +294,35 @@ class StoreClient:
         self._unsealed[address] = _Unsealed(object_id, offset, size, ref)
         return base
 
-    def in_place(self, array: Any, seal: Callable[[bytes], bytes]) -> tuple[bytes, int] | None:
-        """If `array` is exactly one that `reserve` gave, seal it: (object id, size of its block). Else None.
+    def in_place(
+        self, array: Any, owner: bytes, describe: Callable[[Any], bytes]
+    ) -> tuple[bytes, int] | None:
+        """If `array` is exactly one that `reserve` gave, and nobody else can write to it, seal it: (object id, size of its
+        block). Else None: then it is copied, as any array.
 
-        `seal(object_id)` returns the pickle that describes the array around its data.
+        `owner`: the process that owns the object from now on. `describe(array)` returns the pickle that describes the
+        array around its data.
         """
-        if not self._unsealed or not isinstance(array, np.ndarray):
+        if not self._unsealed or type(array) is not np.ndarray:
             return None
         address = int(array.__array_interface__["data"][0])
         unsealed = self._unsealed.get(address)
         if unsealed is None or array.nbytes != unsealed.size - layout.HEADER_ROOM:
             return None
-        pickled = seal(unsealed.object_id)
+        base = unsealed.base()
+        # One reference is `base` here, one the argument of getrefcount, one `array.base`. Any more: another view may write.
+        if base is None or array.base is not base or sys.getrefcount(base) > 3 or not array.flags.c_contiguous:
+            return None
+        pickled = describe(array)
         try:
             header, pickle_offset, _, size = layout.plan_in_place(len(pickled), array.nbytes)
         except ValueError:
             return None
         del self._unsealed[address]
+        array.flags.writeable = False
+        base.flags.writeable = False
         layout.write_head(self._opened().memory(unsealed.offset, size), header, pickle_offset, pickled)
-        self._link.node_cast(m.STORE_SEAL, unsealed.object_id)
+        # The array that the user still holds is a view: it keeps the writer's pin until it is gone.
+        self._watch(unsealed.object_id, base)
+        self._link.node_cast(m.STORE_SEAL, unsealed.object_id, owner, True)
         return unsealed.object_id, size

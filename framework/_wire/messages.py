@@ -54,6 +54,7 @@ ITEM: Final = 42
 RETURNED: Final = 43
 RETIRING: Final = 44
 FAILED: Final = 45
+ARG_LOST: Final = 46
 # borrower <-> owner
 FETCH: Final = 50
 BORROW: Final = 51
@@ -61,6 +62,9 @@ UNBORROW: Final = 52
 NEXT_ITEM: Final = 53
 CANCEL_REF: Final = 54
 CLOSE_STREAM: Final = 55
+RECOVER: Final = 56
+LIST_OBJECTS: Final = 57
+PROCESSES: Final = 58
 # driver, worker, node <-> head
 JOB_START: Final = 60
 ACTOR_CREATE: Final = 61
@@ -154,6 +158,7 @@ CATALOGUE: Final[dict[int, Message]] = {
     DONE: Message("done", unique=int, micros=int, value=ANY),
     DONE_MANY: Message("done_many", unique=int, micros=int, values=list),
     FAILED: Message("failed", unique=int, micros=int, retryable=bool, error=list),
+    ARG_LOST: Message("arg_lost", unique=int, object=bytes),
     ITEM: Message("item", unique=int, index=int, value=ANY),
     RETURNED: Message("returned", uniques=list, blocked=bool),
     RETIRING: Message("retiring"),
@@ -163,6 +168,9 @@ CATALOGUE: Final[dict[int, Message]] = {
     NEXT_ITEM: Message("next_item", rid=int, generator=bytes),
     CANCEL_REF: Message("cancel_ref", object=bytes, force=bool, recursive=bool),
     CLOSE_STREAM: Message("close_stream", generator=bytes),
+    RECOVER: Message("recover", rid=int, object=bytes),
+    LIST_OBJECTS: Message("list_objects", rid=int),
+    PROCESSES: Message("processes", rid=int),
     JOB_START: Message("job_start", rid=int, info=dict),
     ACTOR_CREATE: Message("actor_create", rid=int, actor=bytes, spec=dict),
     ACTOR_FIND: Message("actor_find", rid=int, name=str, namespace=str),
@@ -192,13 +200,13 @@ CATALOGUE: Final[dict[int, Message]] = {
     STORE_CREATE: Message("store_create", rid=int, object=bytes, size=int, owner=bytes),
     STORE_LEASE: Message("store_lease", rid=int, size=int),
     STORE_ADOPT: Message("store_adopt", object=bytes, offset=int, size=int, owner=bytes),
-    STORE_SEAL: Message("store_seal", object=bytes),
+    STORE_SEAL: Message("store_seal", object=bytes, owner=bytes, keep=bool),
     STORE_ABORT: Message("store_abort", object=bytes),
     STORE_PIN: Message("store_pin", rid=int, object=bytes),
     STORE_UNPIN: Message("store_unpin", objects=list),
     STORE_FREE: Message("store_free", objects=list),
     STORE_RETURN: Message("store_return", offset=int),
-    STORE_RECALL: Message("store_recall"),
+    STORE_RECALL: Message("store_recall", objects=list),
     STORE_LIST: Message("store_list", rid=int),
 }
 

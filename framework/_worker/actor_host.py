@@ -15,6 +15,7 @@ their own ========
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import contextvars
 import ctypes
 import inspect
@@ -36,6 +37,8 @@ from framework._worker import stdio
 from framework._worker.generators import Producer
 from framework._worker.templates import ExecTemplate
 from framework.exceptions import ActorDiedError
+
+from framework.exceptions import ObjectLostError
 
 if TYPE_CHECKING:
     from framework._worker.executor import Executor
@@ -305,7 +308,7 @@ class ActorHost:
                 result = template.function(*args, **kwargs)
         finally:
             self._leave_thread(unique)
-        return self._executor.encode_result(template, unique, 0, result)
+        return self._executor.encode_result(connection, template, unique, 0, result)
 
     def _produce(
         self,
@@ -375,7 +378,8 @@ class ActorHost:
                     executor.load(template)
                 fetched = await self._fetch(args, kwargs)
                 arguments, keywords = executor.decode_args(args, kwargs)
-                fetched = frame = args = kwargs = None  # type: ignore[assignment]
+                del fetched
+                frame = args = kwargs = None  # type: ignore[assignment]
                 if template.returns in (STREAMING, DYNAMIC):
                     result: Any = await self._produce_async(
                         connection, template, unique, extra, arguments, keywords
@@ -389,7 +393,7 @@ class ActorHost:
                     ):  # of __ray_call__, or of a decorator that hides that its method is async
                         result = await result
             del arguments, keywords
-            data, refs = executor.encode_result(template, unique, 0, result)
+            data, refs = executor.encode_result(connection, template, unique, 0, result)
             del result
         except BaseException as error:
             arguments = keywords = result = None  # type: ignore[assignment]  # noqa: F841 - drops references
@@ -413,7 +417,15 @@ class ActorHost:
         ]
         for ref in refs:
             await self._runtime.wait_async(ref._entry)
+            await self._at_hand(ref._entry.value)
+        for wire in wires:
+            await self._at_hand(wire)
         return refs
+
+    async def _at_hand(self, wire: Any) -> None:
+        if type(wire) is list and wire[0] == values.FORM_STORED and not self._runtime.store.client.at_hand(wire[1]):
+            with contextlib.suppress(ObjectLostError):  # `decode_args` meets it again
+                await self._runtime.await_on_loop(self._runtime.store.prepare(wire[1]))
 
     async def _in_pool(self, unique: int, function: Any, args: list[Any], kwargs: dict[str, Any]) -> Any:
         """A plain method of an async actor: in a thread, so that the loop goes on."""

@@ -23,7 +23,8 @@ from collections.abc import Coroutine
 from contextvars import copy_context
 from typing import Any
 
-from framework._base.ids import task_id_bytes
+from framework._base import limits
+from framework._base.ids import object_id_bytes, task_id_bytes
 from framework._net.connection import Connection, Frame
 from framework._runtime.context import TaskContext, current_task
 from framework._runtime.runtime import Runtime
@@ -36,7 +37,13 @@ from framework._wire.codec import new_packer
 from framework._worker import stdio
 from framework._worker.generators import Producer
 from framework._worker.templates import ExecTemplate, FunctionCache
-from framework.exceptions import FrameworkError, ProtocolError, TaskCancelledError, TaskTimeoutError
+from framework.exceptions import (
+    FrameworkError,
+    ObjectLostError,
+    ProtocolError,
+    TaskCancelledError,
+    TaskTimeoutError,
+)
 
 FLUSH_AFTER_NS = 500_000
 INTERRUPT_AGAIN = 0.01  #: seconds between attempts to interrupt a task that is in our own code for the moment
@@ -48,6 +55,14 @@ _BLOCKED = new_packer()([m.BLOCKED])
 _UNBLOCKED = new_packer()([m.UNBLOCKED])
 
 Item = tuple[Connection | None, Frame]
+
+
+class ArgumentLost(Exception):
+    """An argument is not in the store any more: the caller has it made again."""
+
+    def __init__(self, object_id: bytes) -> None:
+        super().__init__(object_id.hex())
+        self.object_id = object_id
 
 
 class Interrupt(KeyboardInterrupt):
@@ -436,7 +451,7 @@ class Executor:
                 _end_fork(None)
             micros = (time.monotonic_ns() - started) // 1000
             del arguments, keywords
-            data, refs = self.encode_result(template, unique, micros, result)
+            data, refs = self.encode_result(connection, template, unique, micros, result)
             del result
         except BaseException as error:
             self.running = 0
@@ -447,6 +462,7 @@ class Executor:
             arguments = keywords = result = None  # type: ignore[assignment]  # noqa: F841 - drops references
             del error
         finally:
+            stdio.end_task()
             current_task.reset(token)
             self.contexts.pop(unique, None)
             self.reasons.pop(unique, None)
@@ -510,7 +526,10 @@ class Executor:
             if not entry.state:
                 self.runtime.get([entry], None)
             return self.runtime.value(entry)
-        return values.decode(value)
+        try:
+            return self.runtime.decode(value)
+        except ObjectLostError as error:
+            raise ArgumentLost(value[1]) from error
 
     def call(self, unique: int, function: Any, args: list[Any], kwargs: dict[str, Any]) -> Any:
         """User code in the main thread: may be interrupted from the first line to the last, and not
@@ -575,7 +594,7 @@ class Executor:
     # ---- results -------------------------------------------------------------------------------------
 
     def encode_result(
-        self, template: ExecTemplate, unique: int, micros: int, result: Any
+        self, connection: Connection, template: ExecTemplate, unique: int, micros: int, result: Any
     ) -> tuple[bytes, list[Any] | None]:
         """The frame of a result, and the references in it."""
         returns = template.returns
@@ -583,21 +602,34 @@ class Executor:
         if returns == 1:
             if type(result) in values.ATOM_TYPES and values.is_atom(result):
                 return pack((m.DONE, unique, micros, result)), None
-            encoded = values.encode(result, where=f"the result of {template.name}()", name="result")
-            return pack((m.DONE, unique, micros, encoded.wire)), encoded.refs
+            wire, refs = self._wire_of(connection, template, unique, 1, result, f"the result of {template.name}()")
+            return pack((m.DONE, unique, micros, wire)), refs
         if returns < 0:
             return pack((m.DONE, unique, micros, result)), None
         if returns == 0:
             return pack((m.DONE_MANY, unique, micros, [])), None
         results = self._split(template, result)
-        wire, refs = [], []
+        wires, held = [], []
         for index, value in enumerate(results):
-            encoded = values.encode(
-                value, where=f"result {index} of {template.name}()", name=f"result[{index}]"
-            )
-            wire.append(encoded.wire)
-            refs.extend(encoded.refs)
-        return pack((m.DONE_MANY, unique, micros, wire)), refs
+            where = f"result {index} of {template.name}()"
+            wire, refs = self._wire_of(connection, template, unique, index + 1, value, where)
+            wires.append(wire)
+            held.extend(refs)
+        return pack((m.DONE_MANY, unique, micros, wires)), held
+
+    def _wire_of(
+        self, connection: Connection, template: ExecTemplate, unique: int, index: int, value: Any, where: str
+    ) -> tuple[Any, list[Any]]:
+        """A result in wire form, and the references in it. Large ones go into the store, as objects of the caller."""
+        sealed = self.runtime.store.seal_array(value, connection.ident, connection.state.address)
+        if sealed is not None:
+            return sealed, []
+        encoded = values.encode(value, where=where, name="result")
+        if encoded.size > limits.INLINE_LIMIT:
+            object_id = object_id_bytes(task_id_bytes(unique, template.scope), index)
+            store = self.runtime.store
+            return store.put(object_id, encoded, connection.ident, connection.state.address), encoded.refs
+        return encoded.wire, encoded.refs
 
     @staticmethod
     def _split(template: ExecTemplate, result: Any) -> list[Any]:
@@ -619,6 +651,8 @@ class Executor:
     ) -> bytes:
         """The frame of an exception. Never raises."""
         unique = context.unique
+        if isinstance(error, ArgumentLost):
+            return self.thread.pack((m.ARG_LOST, unique, error.object_id))
         reason = self.reasons.get(unique)
         retryable = False
         if reason is not None and isinstance(
@@ -652,10 +686,10 @@ class Executor:
         if type(value) in values.ATOM_TYPES and values.is_atom(value):
             connection.send(pack((m.ITEM, unique, index, value)))
             return
-        encoded = values.encode(value, where=f"item {index} of {template.name}()", name="item")
-        if encoded.refs:
-            self.runtime.objects.hold(connection, unique, index + 2, encoded.refs)
-        data = pack((m.ITEM, unique, index, encoded.wire))
+        wire, refs = self._wire_of(connection, template, unique, index + 2, value, f"item {index} of {template.name}()")
+        if refs:
+            self.runtime.objects.hold(connection, unique, index + 2, refs)
+        data = pack((m.ITEM, unique, index, wire))
         connection.send(data)
 
     # ---- the end -------------------------------------------------------------------------------------

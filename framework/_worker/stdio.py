@@ -85,6 +85,10 @@ class LineWriter(io.BufferedIOBase):
             if (partial := self._partials.pop(me, None)) is not None:
                 self._emit(me, *partial)
 
+    def has_partials(self) -> bool:
+        """Whether a line is unfinished."""
+        return bool(self._partials)
+
     def flush_all(self) -> None:
         """Write the unfinished lines of all threads, each as a line of its own."""
         with self._lock:
@@ -134,6 +138,13 @@ def redirect(out_path: str, err_path: str) -> None:
 def set_name(name: str) -> None:
     """What is written from now on counts for the task or actor `name`."""
     _current.name = name
+
+
+def end_task() -> None:
+    """A task is over: what it has printed without a newline is written too, as nobody may ever add one."""
+    for writer in _writers:
+        if writer.has_partials():
+            flush()
 
 
 def flush() -> None:

@@ -16,7 +16,6 @@ from collections.abc import AsyncIterator, Iterator
 from typing import Any, Generic, TypeVar
 
 import pytest
-from support.leaks import wait_until
 
 import framework as fw
 from framework.actor import ActorClass, ActorHandle, exit_actor
@@ -29,6 +28,7 @@ from framework.exceptions import (
     TaskCancelledError,
     TaskTimeoutError,
 )
+from support.leaks import wait_until
 
 pytestmark = [pytest.mark.integration, pytest.mark.slow]
 
@@ -487,9 +487,13 @@ def test_output_of_actors(tmp_path: Any) -> None:
             fw.get(Speaker.options(name="named").remote().say.remote())
     """
     env = {**os.environ, "FRAMEWORK_TMPDIR": str(tmp_path), "FRAMEWORK_DEDUP_LOGS": "0"}
-    done = subprocess.run([sys.executable, "-c", program], env=env, capture_output=True, text=True, timeout=30)
+    done = subprocess.run(
+        [sys.executable, "-c", program], env=env, capture_output=True, text=True, timeout=30
+    )
     lines = re.sub(r"pid=\d+", "pid=N", done.stdout).splitlines()
-    assert sorted(lines) == sorted(f"({name} pid=N) {text}" for name in ("Speaker", "named") for text in ("made", "hello"))
+    assert sorted(lines) == sorted(
+        f"({name} pid=N) {text}" for name in ("Speaker", "named") for text in ("made", "hello")
+    )
     assert done.stderr == "" and done.returncode == 0
 
 
@@ -556,7 +560,9 @@ def test_an_actor_that_can_never_be_placed(session: object) -> None:
         get(Counter.options(num_cpus=1000).remote().inc.remote())
 
 
-@pytest.mark.parametrize(("end", "cause"), [("exit", "exited with code 3"), ("kill", "SIGKILL"), ("segv", "SIGSEGV")])
+@pytest.mark.parametrize(
+    ("end", "cause"), [("exit", "exited with code 3"), ("kill", "SIGKILL"), ("segv", "SIGSEGV")]
+)
 def test_the_death_of_the_process_is_seen_by_all_callers(session: object, end: str, cause: str) -> None:
     counter = Counter.remote()
     pid = get(counter.pid.remote())
@@ -619,7 +625,9 @@ def test_a_method_that_exits_ends_the_actor(session: object, how: str, kind: str
             sys.exit(4)
 
     actor: Any = fw.remote(AsyncLeaver) if kind == "async" else Leaver
-    leaver = actor.options(max_concurrency=2, max_restarts=1).remote() if kind == "threads" else actor.remote()
+    leaver = (
+        actor.options(max_concurrency=2, max_restarts=1).remote() if kind == "threads" else actor.remote()
+    )
     text = r"called exit_actor\(\)" if how == "exit_actor" else r"called sys\.exit\(4\)"
     with pytest.raises(ActorDiedError, match=text):
         get(leaver.leave.remote())
@@ -691,7 +699,9 @@ def test_restart_makes_it_anew_and_in_flight_calls_are_unavailable(session: obje
     counter = Counter.options(max_restarts=1).remote(10)
     assert get(counter.inc.remote()) == 11
     first = get(counter.pid.remote())
-    with pytest.raises(ActorUnavailableError, match=r"die\(\) may or may not have run.*code 3.*max_task_retries"):
+    with pytest.raises(
+        ActorUnavailableError, match=r"die\(\) may or may not have run.*code 3.*max_task_retries"
+    ):
         get(counter.die.remote())
     assert get(counter.inc.remote()) == 11
     assert get(counter.pid.remote()) != first
@@ -716,7 +726,8 @@ def test_max_task_retries_repeats_calls_in_order(session: object, tmp_path: Any)
 
     phoenix = Phoenix.remote()
     results = get([phoenix.add.remote(n) for n in range(20)])
-    # Calls that were done may be made again where the answer died with the process, but in order, and none is left out.
+    # Calls that were done may be made again where the answer died with the process, but in order, and none is
+    # left out.
     assert results[-1] == list(range(20))[-len(results[-1]) :] and len(results[-1]) >= 15
     assert [seen[-1] for seen in results] == list(range(20))
 
@@ -1267,7 +1278,9 @@ def test_timeout_of_a_call(session: object) -> None:
     assert get(slow.quick.options(timeout=LIMIT).remote()) == 1
 
 
-def test_timeout_of_a_call_that_cannot_be_interrupted(session: object, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_timeout_of_a_call_that_cannot_be_interrupted(
+    session: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("framework._base.limits.CANCEL_GRACE", 0.2)
     gate = Gate.remote()
 

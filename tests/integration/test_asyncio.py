@@ -10,6 +10,8 @@ import gc
 import logging
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 import warnings
@@ -803,10 +805,31 @@ async def test_auto_init_in_a_loop_does_not_block_it(session_root: Path) -> None
 
 
 @pytest.mark.slow
+def test_auto_init_in_a_loop_loads_nothing_there(session_root: Path, tmp_path: Path) -> None:
+    """Loading the runtime takes 0.1 s and more, for which the loop would stand still."""
+    program = tmp_path / "program.py"
+    program.write_text(
+        "import asyncio, sys\n"
+        "import framework as fw\n"
+        "@fw.remote\n"
+        "def double(x): return 2 * x\n"
+        "async def main():\n"
+        "    before = set(sys.modules)\n"
+        "    ref = double.remote(2)\n"
+        "    print(sorted(name for name in set(sys.modules) - before if name.startswith('framework')))\n"
+        "    print(await ref)\n"
+        "asyncio.run(main())\n"
+    )
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    done = subprocess.run(
+        [sys.executable, str(program)], env=env, capture_output=True, text=True, timeout=30, check=False
+    )
+    assert (done.returncode, done.stdout) == (0, "[]\n4\n"), done.stderr
+
+
+@pytest.mark.slow
 async def test_a_start_that_fails_surfaces(session_root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fw.shutdown()
-    import sys
-
     monkeypatch.setattr(sys, "executable", "/bin/false")
     with pytest.raises(fw.exceptions.LocalNodeDiedError, match="did not start"):
         async with fw.init(num_cpus=1, log_to_driver=False):

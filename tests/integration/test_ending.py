@@ -54,9 +54,12 @@ SCENES = {
     "in_get": "r = slow.remote(); ready(); fw.get(r)",
     "in_get_of_many": "r = [slow.remote() for _ in range(2000)]; ready(); fw.get(r)",
     "in_wait": "r = slow.remote(); ready(); fw.wait([r])",
-    "printing": "r = [chatter.remote() for _ in range(2)]; fw.get(noop.options(num_cpus=0).remote()); ready(); fw.get(r)",
-    "actors": "a = [Actor.remote() for _ in range(2)]; fw.get([x.ping.remote() for x in a]); ready(); fw.get(a[0].slow.remote())",
-    "forked_child": "pid = os.fork()\nif not pid: time.sleep(20); os._exit(0)\nprint('CHILD', pid); ready(); time.sleep(1000)",
+    "printing": "r = [chatter.remote() for _ in range(2)]; fw.get(noop.options(num_cpus=0).remote());"
+    "ready(); fw.get(r)",
+    "actors": "a = [Actor.remote() for _ in range(2)]; fw.get([x.ping.remote() for x in a]);"
+    "ready(); fw.get(a[0].slow.remote())",
+    "forked_child": "pid = os.fork()\nif not pid: time.sleep(20); os._exit(0)\n"
+    "print('CHILD', pid); ready(); time.sleep(1000)",
     "right_after_init": "ready(); time.sleep(1000)",
 }
 
@@ -128,7 +131,13 @@ def test_ends_of_the_program(tmp_path: Path, end: str) -> None:
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT], ids=lambda n: n.name)
 def test_signals_during_init(tmp_path: Path, number: int, delay: float) -> None:
     """The delay only varies where it hits; every moment must do."""
-    program = "import sys; print('START', flush=True)\nimport framework as fw; fw.init(num_cpus=2); import time; time.sleep(1000)"
+    program = """
+    print('START', flush=True)
+    import framework as fw
+    fw.init(num_cpus=2)
+    import time
+    time.sleep(1000)
+    """
     with Driver(program, tmp_path) as driver:
         driver.expect("START")
         time.sleep(delay)
@@ -176,7 +185,8 @@ def test_second_interrupt_forces_the_way_out(tmp_path: Path) -> None:
 def test_shutdown_with_a_node_that_does_not_answer(tmp_path: Path) -> None:
     source = (
         BEGIN
-        + "import signal; os.kill(context._runtime.node_facts['pid'], signal.SIGSTOP); fw.shutdown(); print('DONE')"
+        + "import signal; os.kill(context._runtime.node_facts['pid'], signal.SIGSTOP);"
+        + "fw.shutdown(); print('DONE')"
     )
     with Driver(source, tmp_path) as driver:
         assert driver.finish(10) == 0

@@ -1,4 +1,6 @@
-"""Beginnings: init in all kinds of programs, threads, forks and second drivers; what is said when it cannot work."""
+"""Beginnings: init in all kinds of programs, threads, forks and second drivers; what is said when it cannot
+work.
+"""
 
 from __future__ import annotations
 
@@ -8,10 +10,10 @@ import threading
 from pathlib import Path
 
 import pytest
-from support.drivers import Driver, assert_clean
-from support.leaks import framework_processes
 
 import framework as fw
+from support.drivers import Driver, assert_clean
+from support.leaks import framework_processes
 
 pytestmark = [pytest.mark.integration, pytest.mark.slow]
 
@@ -37,7 +39,10 @@ def test_ways_to_run_a_program(tmp_path: Path, way: str) -> None:
     (code / "pkg" / "prog.py").write_text("from pkg import helper\n" + WORK)
     (code / "pkg" / "helper.py").write_text("x = 1")
     (code / "script.py").write_text(WORK)
-    notebook = f"import types, sys; m = types.ModuleType('__main__'); sys.modules['__main__'] = m; exec({WORK!r}, m.__dict__)"
+    notebook = (
+        "import types, sys; m = types.ModuleType('__main__'); sys.modules['__main__'] = m; "
+        f"exec({WORK!r}, m.__dict__)"
+    )
     no_main = f"import runpy; runpy.run_path({str(code / 'script.py')!r})"
     arguments = {
         "c": ["-c", WORK],
@@ -150,8 +155,10 @@ def test_shutdown_ends_the_waiting_of_other_threads(tmp_path: Path) -> None:
         for i, ref in enumerate(stream.remote()):
             fw.get(ref)
             begun.wait()
-    checks = {"get": lambda: then_get(slow.remote()), "actor": lambda: then_get(a.slow.remote()), "await": lambda: asyncio.run(awaiting()),
-              "stream": streaming, "wait": lambda: (lambda r: (begun.wait(), fw.get(fw.wait([r])[0])))(slow.remote())}
+    def then_wait(ref): begun.wait(); fw.get(fw.wait([ref])[0])
+    checks = {"get": lambda: then_get(slow.remote()), "actor": lambda: then_get(a.slow.remote()),
+              "await": lambda: asyncio.run(awaiting()), "stream": streaming,
+              "wait": lambda: then_wait(slow.remote())}
     threads = [threading.Thread(target=check, args=c) for c in checks.items()]
     for t in threads: t.start()
     begun.wait()
@@ -203,17 +210,23 @@ pending = slow.remote()
 async def wait_for(ref): await asyncio.wait_for(ref, 1)
 def child():
     results = {name: attempt(function) for name, function in {
-        "get": lambda: fw.get(ref), "get pending": lambda: fw.get(pending), "put": lambda: fw.put(1), "remote": lambda: f.remote(1), "wait": lambda: fw.wait([ref]),
+        "get": lambda: fw.get(ref), "get pending": lambda: fw.get(pending), "put": lambda: fw.put(1),
+        "remote": lambda: f.remote(1), "wait": lambda: fw.wait([ref]),
         "actor": lambda: a.value.remote(), "new actor": lambda: A.remote(), "resources": fw.cluster_resources,
-        "cancel": lambda: fw.cancel(ref), "kill": lambda: fw.kill(a), "await": lambda: asyncio.run(wait_for(pending)),
+        "cancel": lambda: fw.cancel(ref), "kill": lambda: fw.kill(a),
+        "await": lambda: asyncio.run(wait_for(pending)),
         "future": lambda: pending.future().result(1), "get_actor": lambda: fw.get_actor("x")}.items()}
     print("BAD", sorted(name for name, good in results.items() if not good), flush=True)
 """
 
 
-@pytest.mark.parametrize("end", ["sys.exit(0)", "os._exit(0)", "raise ValueError('in child')", "fw.shutdown(); sys.exit(0)"])
+@pytest.mark.parametrize(
+    "end", ["sys.exit(0)", "os._exit(0)", "raise ValueError('in child')", "fw.shutdown(); sys.exit(0)"]
+)
 def test_a_fork_gets_an_error_and_disturbs_nobody(tmp_path: Path, end: str) -> None:
-    source = FORK + f"""
+    source = (
+        FORK
+        + f"""
 pid = os.fork()
 if pid == 0:
     child()
@@ -227,6 +240,7 @@ assert fw.get(a.value.remote(), timeout=10) == 5
 assert fw.get(kept) == [1]
 print("PARENT")
 """
+    )
     with Driver("", tmp_path, arguments=["-c", source]) as driver:
         assert driver.finish(20) == 0, driver.text()
         assert driver.out == ["BAD []", "PARENT"], driver.text()
@@ -237,10 +251,12 @@ print("PARENT")
 
 @pytest.mark.parametrize("first", ["", "fw.shutdown()"])
 def test_a_fork_may_have_a_session_of_its_own(tmp_path: Path, first: str) -> None:
-    source = FORK + f"""
+    source = (
+        FORK
+        + f"""
 pid = os.fork()
 if pid == 0:
-    {first or 'pass'}
+    {first or "pass"}
     with fw.init(num_cpus=1) as context:
         assert fw.get(f.remote(10), timeout=20) == 11
     fw.init(num_cpus=1)
@@ -251,6 +267,7 @@ os.waitpid(pid, 0)
 assert fw.get(f.remote(3), timeout=10) == 4
 print("PARENT")
 """
+    )
     with Driver("", tmp_path, arguments=["-c", source]) as driver:
         assert driver.finish(30) == 0, driver.text()
         assert driver.out == ["CHILD", "PARENT"], driver.text()
@@ -347,13 +364,18 @@ print("JOB", c["job_id"], c["address"] == {address!r}, flush=True)
         assert fw.get(mine.remote(), timeout=20) == 7
     assert before > 0
     environment = {"FRAMEWORK_ADDRESS": address}
-    with Driver("import framework as fw; fw.init(); print(fw.nodes()[0]['pid'])", root, env=environment) as driver:
+    with Driver(
+        "import framework as fw; fw.init(); print(fw.nodes()[0]['pid'])", root, env=environment
+    ) as driver:
         assert driver.finish() == 0, driver.text()
         assert driver.out == [str(fw.nodes()[0]["pid"])]
 
 
 def test_the_first_driver_ends_and_the_second_is_told(tmp_path: Path) -> None:
-    with Driver("import framework as fw, time; print('AT', fw.init(num_cpus=1)['address']); time.sleep(1000)", tmp_path) as first:
+    with Driver(
+        "import framework as fw, time; print('AT', fw.init(num_cpus=1)['address']); time.sleep(1000)",
+        tmp_path,
+    ) as first:
         address = first.expect("AT").split()[-1]
         source = f"""
 import time, framework as fw
@@ -405,7 +427,12 @@ def test_init_twice(session: object) -> None:
     ],
 )
 def test_arguments_that_make_no_sense(
-    none: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: dict[str, object], error: type[Exception], text: str
+    none: None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: dict[str, object],
+    error: type[Exception],
+    text: str,
 ) -> None:
     monkeypatch.setenv("FRAMEWORK_TMPDIR", str(tmp_path))
     threads = threading.active_count()
@@ -418,7 +445,8 @@ def test_arguments_that_make_no_sense(
 
 def test_a_node_that_is_gone_or_does_not_answer(tmp_path: Path) -> None:
     with Driver(
-        "import framework as fw, time; c = fw.init(num_cpus=1); print('AT', c['address'], c._runtime.node_facts['pid']); time.sleep(1000)",
+        "import framework as fw, time; c = fw.init(num_cpus=1); print('AT', c['address'], "
+        "c._runtime.node_facts['pid']); time.sleep(1000)",
         tmp_path,
     ) as first:
         _, address, node = first.expect("AT").split()
@@ -450,7 +478,9 @@ def test_a_node_that_cannot_start(none: None, tmp_path: Path, monkeypatch: pytes
     monkeypatch.setenv("FRAMEWORK_TMPDIR", str(tmp_path))
     wrong = tmp_path / "wrong"
     wrong.mkdir()
-    (wrong / "sitecustomize.py").write_text("import sys\nif 'framework._node' in ' '.join(sys.orig_argv): sys.exit('broken on purpose')")
+    (wrong / "sitecustomize.py").write_text(
+        "import sys\nif 'framework._node' in ' '.join(sys.orig_argv): sys.exit('broken on purpose')"
+    )
     monkeypatch.setenv("PYTHONPATH", str(wrong))
     with pytest.raises(fw.exceptions.LocalNodeDiedError, match="broken on purpose"):
         fw.init()
@@ -469,7 +499,9 @@ def test_no_place_for_sessions(none: None, tmp_path: Path, monkeypatch: pytest.M
         assert not fw.is_initialized()
 
 
-def test_directories_of_others_are_refused(none: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_directories_of_others_are_refused(
+    none: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("FRAMEWORK_TMPDIR", str(tmp_path))
     root = tmp_path / f"framework-{os.getuid()}"
     (tmp_path / "elsewhere").mkdir()

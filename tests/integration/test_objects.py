@@ -587,9 +587,7 @@ def test_references_in_closures(session: object) -> None:
     ref = fw.put("captured")
     object_id = ref.binary()
 
-    def make() -> Any:
-        inner = ref
-
+    def make(inner: Any) -> Any:
         @fw.remote
         def use() -> Any:
             return fw.get(inner)
@@ -601,7 +599,7 @@ def test_references_in_closures(session: object) -> None:
 
         return use, Use
 
-    use, use_class = make()
+    use, use_class = make(ref)
     assert get(use.remote()) == "captured"
     assert get(use_class.remote().use.remote()) == "captured"
     del use, use_class, ref

@@ -15,7 +15,15 @@ from support.leaks import wait_until
 
 pytestmark = pytest.mark.integration
 
-TOTAL = {"CPU": 4.0, "GPU": 2.0, "memory": 1_000_000.0, "tape": 1.0, "fine": 0.3}
+STORE = 64 * 1024 * 1024
+TOTAL = {
+    "CPU": 4.0,
+    "GPU": 2.0,
+    "memory": 1_000_000.0,
+    "object_store_memory": float(STORE),
+    "tape": 1.0,
+    "fine": 0.3,
+}
 
 
 @pytest.fixture(scope="module")
@@ -24,6 +32,7 @@ def cluster(session_root: Path) -> Iterator[object]:
         patch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
         patch.delenv("OMP_NUM_THREADS", raising=False)
         with fw.init(
+            object_store_memory=STORE,
             num_cpus=4, num_gpus=2, memory=1_000_000, resources={"tape": 1, "fine": 0.3}, log_to_driver=False
         ) as context:
             yield context

@@ -208,7 +208,7 @@ def test_nothing_that_is_pinned_is_spilled() -> None:
     store = StoreState(2 * ALIGNMENT)
     only = make(store, 1, 2 * ALIGNMENT)
     store.pin("p", "reader", only)
-    assert store.create("t", "writer", b"2" * 28, ALIGNMENT, "owner") == []
+    assert store.create("t", "writer", b"2" * 28, ALIGNMENT, "owner") == [("recall", "reader", [])]
     ((word, token, kind, text),) = store.give_up("t")
     assert (word, token, kind) == ("refuse", "t", "ObjectStoreFullError")
     assert "pinned by 1" in text and "8192 bytes" in text

@@ -1,0 +1,57 @@
+"""What is alive in the session: objects, with their size, owner, holders and the line that made them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from framework._runtime.current import current
+from framework._wire import messages as m
+
+
+def list_objects(limit: int = 10_000, filters: list[tuple[str, str, Any]] | None = None) -> list[dict[str, Any]]:
+    """All objects that processes of this node own or borrow, one dict per (object, process), the largest first.
+
+    Keys: ``object_id`` (hexadecimal), ``object_size`` (bytes), ``type`` (``DRIVER`` or ``WORKER``: the process that reports),
+    ``pid``, ``owner`` (address), ``reference_type`` (``OWNED`` or ``BORROWED``), ``task_status`` (``PENDING``, ``READY``, ``FAILED``
+    with the owner; ``NIL`` with a borrower), ``task``, ``local_references``, ``borrowers``, ``contains`` (references inside the
+    value), ``stored`` (in shared memory), ``pins`` (processes that read it), ``store_state``, ``call_site``.
+
+    `filters`: (key, "=" or "!=", value), all of which must hold. Blocks while all processes answer.
+    """
+    runtime = current()
+    blocks = {row["object_id"]: row for row in runtime.store.node_call(m.STORE_LIST)["objects"]}
+    rows = []
+    for row in runtime.list_everywhere():
+        block = blocks.get(row["store_id"]) if row["stored"] else None
+        rows.append(
+            {
+                "object_id": row["object_id"].hex(),
+                "object_size": row["size"],
+                "type": row["kind"].upper(),
+                "pid": row["pid"],
+                "owner": row["owner"],
+                "reference_type": "BORROWED" if row["borrowed"] else "OWNED",
+                "task_status": "NIL" if row["borrowed"] else row["state"],
+                "task": row["task"],
+                "local_references": row["local"],
+                "borrowers": row["borrowers"],
+                "contains": row["contains"],
+                "stored": row["stored"],
+                "pins": block["pins"] if block else 0,
+                "store_state": block["state"] if block else "",
+                "call_site": row["call_site"],
+            }
+        )
+    for key, operator, value in filters or ():
+        if operator not in ("=", "!="):
+            raise ValueError(f"a filter compares with '=' or '!=', got {operator!r}")
+        rows = [row for row in rows if (str(row.get(key)) == str(value)) == (operator == "=")]
+    rows.sort(key=lambda row: -row["object_size"])
+    return rows[:limit]
+
+
+def store_stats() -> dict[str, int]:
+    """Numbers of this node's object store: ``capacity``, ``used``, ``objects``, ``pins``, ``spilled_bytes``, ``spilled_objects``,
+    ``restored_objects``, ``regions``, ``waiting``; sizes in bytes."""
+    stats: dict[str, int] = current().store.node_call(m.STORE_LIST)["stats"]
+    return stats
