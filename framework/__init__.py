@@ -95,8 +95,9 @@ _WHERE = {
     "framework.runtime_context": ("get_runtime_context",),
     "framework.task_group": ("task_group",),
 }
-#: A script loads these while its node starts, which is fastest. A program that has loaded asyncio before us may start a
-#: session inside of a running loop, which must not stand still meanwhile: there they are loaded with the first name.
+#: A script loads these while its node starts, which is fastest. A program that has loaded asyncio before us
+#: may start a session inside of a running loop, which must not stand still meanwhile: there they are loaded
+#: with the first name.
 _PARTS_OF_A_START = ("framework._boot", "framework._node.local", "framework._runtime.output")
 _uses_asyncio = "asyncio" in sys.modules
 

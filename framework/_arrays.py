@@ -14,12 +14,13 @@ from framework._runtime.current import current
 def empty(shape: int | tuple[int, ...], dtype: DTypeLike = float) -> NDArray[Any]:
     """A writable array of uninitialised values that lives in the object store.
 
-    Fill it, then `put` it or return it from a task: it is sealed where it is, whatever its size, without a copy. From then on
-    it is read-only, under its old name too. An array that is dropped unsealed is freed; one of which other views still
-    exist when it is put is copied, as any array, so that nobody can change what was put.
+    Fill it, then `put` it or return it from a task: it is sealed where it is, whatever its size, without a
+    copy. From then on it is read-only, under its old name too. An array that is dropped unsealed is freed;
+    one of which other views still exist when it is put is copied, as any array, so that nobody can change
+    what was put.
 
-    `shape` and `dtype` as for ``numpy.empty``; object dtypes are refused (`TypeError`). Raises `ObjectStoreFullError`
-    when the store has no room. Blocks for a round trip to the node.
+    `shape` and `dtype` as for ``numpy.empty``; object dtypes are refused (`TypeError`). Raises
+    `ObjectStoreFullError` when the store has no room. Blocks for a round trip to the node.
     """
     kind = np.dtype(dtype)
     if kind.hasobject:

@@ -139,6 +139,8 @@ def init(
     num_gpus: float | None = None,
     resources: dict[str, float] | None = None,
     object_store_memory: int | None = None,
+    spill_directory: str | None = None,
+    memory_usage_threshold: float | None = None,
     memory: float | None = None,
     namespace: str | None = None,
     ignore_reinit_error: bool = False,
@@ -157,6 +159,12 @@ def init(
 
     - `num_cpus`, `num_gpus`, `memory` (bytes), `resources`: what the new node offers; found out where not
       given.
+    - `object_store_memory`: bytes of shared memory for large values; by default 30 % of the machine's (or the
+      control group's).
+    - `spill_directory`: where they go when that is full; by default the session directory. A URL of fsspec
+      works with the extra ``spill``.
+    - `memory_usage_threshold`: share of the machine's memory in use (0 to 1, by default 0.95) at which the
+      worker that is cheapest to run again is ended, before the system's killer comes; 1 turns it off.
     - `namespace`: where names of actors are looked up; by default one of this job's own.
     - `ignore_reinit_error`: return the running session instead of raising when `init` was called before.
     - `log_to_driver`: show here what tasks print.
@@ -190,6 +198,8 @@ def init(
             "memory": memory,
             "resources": resources,
             "object_store_memory": int(object_store_memory) if object_store_memory is not None else None,
+            "spill_directory": _checked_spill_directory(spill_directory),
+            "memory_threshold": _checked_threshold(memory_usage_threshold),
         }
         res.parse(num_cpus, num_gpus, memory, resources, default_cpus=1)  # errors before anything is started
         address = address or os.environ.get("FRAMEWORK_ADDRESS") or None
@@ -230,6 +240,24 @@ def _check_init(
 
 
 _IGNORED = frozenset({"logging_format", "log_level", "enable_resource_isolation", "labels", "job_config"})
+
+
+def _checked_threshold(threshold: float | None) -> float:
+    if threshold is None:
+        text = os.environ.get("FRAMEWORK_MEMORY_USAGE_THRESHOLD")
+        threshold = float(text) if text else limits.MEMORY_THRESHOLD
+    if isinstance(threshold, bool) or not isinstance(threshold, int | float) or not 0 < threshold <= 1:
+        raise ValueError(f"memory_usage_threshold is a share between 0 and 1, got {threshold!r}")
+    return float(threshold)
+
+
+def _checked_spill_directory(directory: str | None) -> str | None:
+    directory = directory or os.environ.get("FRAMEWORK_SPILL_DIRECTORY") or None
+    if directory is None or "://" in directory:
+        return directory
+    if not os.path.isdir(directory):
+        raise ValueError(f"spill_directory {directory!r} is not a directory: create it first")
+    return os.path.abspath(directory)
 
 
 def _in_loop() -> bool:
@@ -336,9 +364,15 @@ def _search_path() -> list[str]:
 
 def _failed_start(error: BaseException) -> BaseException:
     """Clean up after a start that did not succeed; the error to raise."""
-    from framework.exceptions import FrameworkError
+    from framework.exceptions import FrameworkError, LocalNodeDiedError
 
     problem = _explain(error) if isinstance(error, FrameworkError) else error
+    context = _session.context
+    if isinstance(error, TimeoutError) and context is not None:
+        problem = LocalNodeDiedError(
+            f"the node process did not come up within {limits.NODE_START_TIMEOUT:g} s; its log is in "
+            f"{context.session_dir}/logs"
+        )
     shutdown()
     return problem
 

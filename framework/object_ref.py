@@ -13,8 +13,8 @@ from framework._base.ids import JobID, ObjectID, TaskID
 from framework._runtime.current import current
 from framework._runtime.runtime import format_site
 from framework._runtime.waiters import mailbox_of, register, unregister
-from framework._serial.values import FORM_STORED
 from framework._serial.refs import reduce_ref, register_ref_type
+from framework._serial.values import FORM_STORED
 from framework._state.objects import FAILED, Entry
 from framework.exceptions import TaskCancelledError
 
@@ -86,7 +86,9 @@ class ObjectRef(Generic[T]):
         return cast(str, self._entry.owner or self._runtime.address)
 
     def call_site(self) -> str:
-        """``file:line in function`` where the reference was made; an empty string for one that came from another process."""
+        """``file:line in function`` where the reference was made; an empty string for one that came from
+        another process.
+        """
         return format_site(self._entry.site)
 
     def __bytes__(self) -> bytes:

@@ -136,7 +136,7 @@ class RemoteFunction(Generic[P, Out]):
         resources = options.resources_units()
         env = environment(options.runtime_env, runtime)
         strategy = strategy_key(options.scheduling_strategy, options.label_selector)
-        key = submitter.key(resources, env, strategy)
+        key = submitter.key(resources, env, strategy, options.max_retries != 0)
         spec: dict[str, Any] = {"scope": scope, "resources": resources}
         if options.max_calls:
             spec["max_calls"] = options.max_calls

@@ -54,6 +54,14 @@ LOG_POLL: Final = 0.1
 LOG_POLL_BYTES: Final = 1024 * 1024
 SESSIONS_KEPT: Final = 10  #: old sessions whose logs are kept
 
+MEMORY_THRESHOLD: Final = 0.95  #: share of memory in use at which a worker is ended, as Ray has it
+MEMORY_POLL: Final = 0.25
+MEMORY_RECOVERY: Final = 1.0  #: after ending a worker, before another may be
+MEMORY_VICTIM_FLOOR: Final = 64 * 1024 * 1024  #: workers that use less are left alone
+OOM_RETRIES: Final = (
+    5  #: how often a task that may be retried is run again after its worker was ended for memory
+)
+
 # --- ends ------------------------------------------------------------------------------------------
 SHUTDOWN_GRACE: Final = 2.0
 MAX_ERROR_TEXT: Final = 64 * 1024

@@ -13,8 +13,11 @@ class RetryPolicy:
     multiplier: factor from one retry to the next, >= 1.
     max_delay: upper bound of a delay in seconds, >= 0.
     jitter: share of the delay that is random, 0 (none) to 1 (all of it).
-    retry_if: called with the exception; False ends the retries. It runs in the process that submitted the
-        task, in addition to ``retry_exceptions``. Must be picklable where the policy is.
+    retry_if: called with the exception, in the worker that ran the task; False ends the retries. Alone it
+    decides
+        for every exception; with ``retry_exceptions`` both must agree. Must be picklable.
+
+    The delays also hold between attempts after a crash of the worker.
 
     `ValueError` or `TypeError` for anything else. The number of retries is the task's ``max_retries``.
     """

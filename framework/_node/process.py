@@ -13,10 +13,10 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 from framework._base import limits
+from framework._base.resources import UNIT
 from framework._net.connection import Connection, Handler
 from framework._net.listener import Listener
 from framework._node.service import NodeService, default_resources
-from framework._base.resources import UNIT
 from framework._node.session import open_private, sweep_session, sweep_stale_sessions
 from framework._node.store_service import StoreService
 from framework._wire import messages as m
@@ -26,7 +26,9 @@ log = logging.getLogger("framework.node")
 
 
 def default_store_capacity() -> int:
-    """30 % of the memory that this node may use (a cgroup's limit first), as Ray has it; it is taken only as it is used."""
+    """30 % of the memory that this node may use (a cgroup's limit first), as Ray has it; it is taken only as
+    it is used.
+    """
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     for path in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
         with contextlib.suppress(OSError, ValueError):
@@ -82,9 +84,10 @@ class NodeProcess:
             random_bytes=os.urandom,
             prestart=max(1, min(total.get("CPU", 0) // 10_000, 64)),
             stop=self.stop,
+            memory_threshold=wanted["memory_threshold"],
         )
         self.store = StoreService(
-            loop, self._session_dir, capacity, config.get("spill_directory"), self.node.process_of
+            loop, self._session_dir, capacity, wanted["spill_directory"], self.node.process_of
         )
         self.node.attach_store(self.store.handlers, self.store.peer_lost)
         self._connections: list[Connection] = []

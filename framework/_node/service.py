@@ -14,7 +14,9 @@ from framework._base import limits
 from framework._base import resources as res
 from framework._net.connection import Connection, Frame, Handler
 from framework._node.logtail import LogMonitor
+from framework._node.memory_monitor import MemoryMonitor
 from framework._node.zygote_client import Zygote, describe_exit, load_time_part, spawn_zygote
+from framework._state.memory import Candidate
 from framework._state.node import ACTOR, IDLE, Allocation, EnvKey, NodeState, Worker, env_key
 from framework._wire import messages as m
 
@@ -24,7 +26,18 @@ log = logging.getLogger("framework.node")
 class _Process:
     """A worker process from fork to exit."""
 
-    __slots__ = ("actor", "connection", "env", "incarnation", "intended", "pid", "reason", "worker_id")
+    __slots__ = (
+        "actor",
+        "busy_since",
+        "connection",
+        "env",
+        "incarnation",
+        "intended",
+        "kind",
+        "pid",
+        "reason",
+        "worker_id",
+    )
 
     def __init__(self, worker_id: bytes, env: EnvKey) -> None:
         self.worker_id = worker_id
@@ -34,6 +47,8 @@ class _Process:
         self.actor: bytes | None = None
         self.incarnation = 0
         self.reason = ""  #: why we ended it, if we did
+        self.kind = ""  #: "memory" when that was for want of memory
+        self.busy_since = 0.0
         self.intended = False
 
 
@@ -50,6 +65,7 @@ class NodeService:
         random_bytes: Callable[[int], bytes],
         prestart: int,
         stop: Callable[[str], None],
+        memory_threshold: float = limits.MEMORY_THRESHOLD,
     ) -> None:
         self._loop = loop
         self._session_dir = session_dir
@@ -69,6 +85,7 @@ class NodeService:
         self._zygotes: dict[EnvKey, Zygote] = {}
         self._actor_specs: dict[bytes, tuple[dict[str, Any], int]] = {}
         self._logs = LogMonitor()
+        self._memory = MemoryMonitor(loop, memory_threshold, self._memory_users, self._end_for_memory)
         self._log_timer: asyncio.TimerHandle | None = None
         self._reap_timer: asyncio.TimerHandle | None = None
         self._load_timer: asyncio.TimerHandle | None = None
@@ -135,6 +152,7 @@ class NodeService:
     def stop(self) -> None:
         """End every worker at once and let go of everything; what they printed is still delivered."""
         self._stopping = True
+        self._memory.stop()
         for timer in (self._log_timer, self._reap_timer, self._load_timer):
             if timer is not None:
                 timer.cancel()
@@ -209,9 +227,9 @@ class NodeService:
     # ---- leases --------------------------------------------------------------------------------------
 
     def _lease_key(self, connection: Connection, frame: Frame) -> None:
-        _, key, units, env, strategy = frame
+        _, key, units, env, strategy, retriable = frame
         job = self._owners.get(connection, b"")
-        self.state.describe_key(connection, key, units, env_key(env), job, strategy)
+        self.state.describe_key(connection, key, units, env_key(env), job, strategy, retriable)
 
     def _lease_demand(self, connection: Connection, frame: Frame) -> None:
         self._run(self.state.demand(connection, frame[1], frame[2], frame[3]))
@@ -329,7 +347,7 @@ class NodeService:
                 del self._actor_specs[process.actor]  # (its next incarnation may wait for a place already)
             self._head.cast(m.ACTOR_GONE, process.actor, process.incarnation, detail, process.intended)
         elif allocation is not None and allocation.actor is None and not allocation.owner.closed:
-            allocation.owner.cast(m.LEASE_LOST, allocation.lease_id, running, pid, end)
+            allocation.owner.cast(m.LEASE_LOST, allocation.lease_id, running, pid, end, process.kind)
         self._run(commands)
 
     def _running_task(self, worker_id: bytes) -> int:
@@ -380,6 +398,33 @@ class NodeService:
         process.intended = process.intended or intended
         with contextlib.suppress(ProcessLookupError):
             os.kill(process.pid, signal.SIGKILL)
+
+    def _memory_users(self, measure: Callable[[int], int]) -> list[Candidate]:
+        """The workers that run something, and the memory of each."""
+        found = []
+        for worker in self.state.workers.values():
+            process = self._processes.get(worker.worker_id)
+            if worker.state == IDLE or worker.allocation is None or process is None or process.reason:
+                continue
+            spec = self._actor_specs.get(process.actor, ({}, 0))[0] if process.actor is not None else {}
+            what = f"actor {spec.get('class_name', '?')}" if worker.state == ACTOR else "task"
+            found.append(
+                Candidate(
+                    worker.worker_id,
+                    f"{what} in worker process {worker.pid}",
+                    self.state.may_run_again(worker.allocation),
+                    worker.state == ACTOR,
+                    process.busy_since,
+                    measure(worker.pid),
+                )
+            )
+        return found
+
+    def _end_for_memory(self, worker_id: bytes, text: str) -> None:
+        process = self._processes.get(worker_id)
+        if process is not None:
+            process.kind = "memory"
+            self._end_worker(worker_id, text, intended=False)
 
     def _kill_worker(self, connection: Connection, frame: Frame) -> None:
         """An owner asks for the end of a worker that it has leased."""
@@ -479,6 +524,10 @@ class NodeService:
     # ---- output --------------------------------------------------------------------------------------
 
     def _set_active(self, worker_id: bytes) -> None:
+        process = self._processes.get(worker_id)
+        if process is not None:
+            process.busy_since = self._loop.time()
+        self._memory.wake()
         self._logs.set_active(worker_id, True)
         if self._log_timer is None and not self._stopping:
             self._log_timer = self._loop.call_later(limits.LOG_POLL, self._poll_logs)

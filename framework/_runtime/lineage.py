@@ -1,9 +1,10 @@
 """How lost objects come back: the tasks that made them are run again.
 
-The owner of a stored result keeps what it needs to run its task once more: the packed frame and the entries of its stored
-arguments. Not the values of these arguments: an argument that nobody refers to any more is freed as usual, and made again,
-by its own lineage, when it is needed. Frames are kept up to `limits.LINEAGE_BYTES`; beyond that the oldest are forgotten.
-Objects made by `put` have no task that could make them again.
+The owner of a stored result keeps what it needs to run its task once more: the packed frame and the entries
+of its stored arguments. Not the values of these arguments: an argument that nobody refers to any more is
+freed as usual, and made again, by its own lineage, when it is needed. Frames are kept up to
+`limits.LINEAGE_BYTES`; beyond that the oldest are forgotten. Objects made by `put` have no task that could
+make them again.
 """
 
 from __future__ import annotations
@@ -31,8 +32,8 @@ if TYPE_CHECKING:
 
 
 class LineageRecord:
-    """What it takes to run one finished task again. It lives as long as an entry of its results, or the record of a task
-    that took one of them as an argument."""
+    """What it takes to run one finished task again. It lives as long as an entry of its results, or the
+    record of a task that took one of them as an argument."""
 
     __slots__ = ("__weakref__", "deps", "entries", "frame", "retries", "size", "template", "unique")
 
@@ -98,7 +99,9 @@ class Lineage:
     # ---- recovery ------------------------------------------------------------------------------------
 
     def recover(self, entry: Entry) -> None:
-        """The value of an object of this process cannot be found: have it made again, or fail it with the reason."""
+        """The value of an object of this process cannot be found: have it made again, or fail it with the
+        reason.
+        """
         if not entry.state:
             return  # it is being made
         record = entry.lineage
@@ -156,7 +159,9 @@ class Lineage:
             nonlocal missing
             missing -= 1
             if dep.state == 2 and not entry.state:
-                error = ObjectReconstructionFailedError(entry.id.hex(), f"An argument of its task is lost: {dep.value}")
+                error = ObjectReconstructionFailedError(
+                    entry.id.hex(), f"An argument of its task is lost: {dep.value}"
+                )
                 self._runtime.submitter.fail(task, error)
             elif missing == 0:
                 self._runtime.submitter.ready(task)
@@ -186,7 +191,9 @@ class Lineage:
     # ---- for others ----------------------------------------------------------------------------------
 
     def lost_argument(self, task: TaskRecord, object_id: bytes) -> bool:
-        """A worker could not find an argument: have it made again, then the task runs. False when it is not ours to make."""
+        """A worker could not find an argument: have it made again, then the task runs. False when it is not
+        ours to make.
+        """
         for dep in task.stored_deps or ():
             if type(dep.value) is list and dep.value[1] == object_id and dep.owner is None:
                 self.recover(dep)
@@ -221,7 +228,9 @@ class Lineage:
         register(entry, answer)
 
     async def recover_and_wait(self, entry: Entry, wire: Any) -> None:
-        """On the loop: the object, which could not be found as `wire` says, is there again or has failed when this returns."""
+        """On the loop: the object, which could not be found as `wire` says, is there again or has failed when
+        this returns.
+        """
         if entry.state and entry.value is not wire:
             return  # somebody else has seen to it
         loop = self._runtime.loop

@@ -161,8 +161,8 @@ class LogPrinter:
 
     def _notice(self) -> str:
         return (
-            f"[{self._left_out} lines are not shown, because they came faster than this output takes them: see "
-            f"{self._logs}]"
+            f"[{self._left_out} lines are not shown, because they came faster than this output takes them: "
+            f"see {self._logs}]"
         )
 
     def _run(self) -> None:

@@ -408,7 +408,9 @@ class Runtime:
         return current_task.get() is not None
 
     def put(self, value: Any) -> Any:
-        """Any thread: a reference to a copy of `value`; an array made by `framework.empty` is taken as it is."""
+        """Any thread: a reference to a copy of `value`; an array made by `framework.empty` is taken as it
+        is.
+        """
         if isinstance(value, self.ref_class):
             raise TypeError(
                 "put() of an ObjectRef is not allowed: it is a reference already. To store the reference "
@@ -428,7 +430,9 @@ class Runtime:
     def put_encoded(self, encoded: values.Encoded) -> Any:
         """Any thread: store an encoded value: large ones in the store of the node, small ones here.
 
-        On a user's event loop nothing may block: there a value that finds no room at hand stays in this process."""
+        On a user's event loop nothing may block: there a value that finds no room at hand stays in this
+        process.
+        """
         object_id = self.new_object_id()
         if encoded.size > limits.INLINE_LIMIT and self._may_store(encoded.size):
             wire = self.store.put(object_id, encoded, self.worker_id, self.address)
@@ -755,7 +759,9 @@ class Runtime:
         return found
 
     def list_everywhere(self) -> list[dict[str, Any]]:
-        """Any thread but the loop's: the objects of all processes of this node, with where each process is."""
+        """Any thread but the loop's: the objects of all processes of this node, with where each process
+        is.
+        """
 
         async def ask() -> list[dict[str, Any]]:
             assert self.node is not None

@@ -89,7 +89,9 @@ class RuntimeStore:
         return values.decode(self.client.read(wire[1]))
 
     def seal_array(self, array: Any, owner_ident: bytes, owner: str) -> list[Any] | None:
-        """If the array was made by `framework.empty`, seal it where it is, for that owner: its wire form. Else None."""
+        """If the array was made by `framework.empty`, seal it where it is, for that owner: its wire form.
+        Else None.
+        """
         if not self.client.has_unsealed:
             return None
         found = self.client.in_place(array, owner_ident, values.describe_array)

@@ -32,6 +32,7 @@ from framework.exceptions import (
     FrameworkError,
     LocalNodeDiedError,
     ObjectLostError,
+    OutOfMemoryError,
     RuntimeEnvSetupError,
     TaskCancelledError,
     TaskTimeoutError,
@@ -94,18 +95,24 @@ class Submitter:
     # ---- any thread ----------------------------------------------------------------------------------
 
     def key(
-        self, resources: dict[str, int], env: dict[str, str] | None, strategy: list[Any] | None
+        self,
+        resources: dict[str, int],
+        env: dict[str, str] | None,
+        strategy: list[Any] | None,
+        retriable: bool = True,
     ) -> KeyState:
         """Any thread: the scheduling key for these needs."""
         name = (
             tuple(sorted(resources.items())),
             tuple(sorted(env.items())) if env else (),
             tuple(strategy) if strategy else (),
+            retriable,
         )
         with self._registration:
             key = self._keys.get(name)
             if key is None:
                 key = KeyState(len(self._keys) + 1, resources, env, strategy)
+                key.retriable = retriable
                 self._keys[name] = key
                 self._keys_by_id[key.key_id] = key
         return key
@@ -395,7 +402,7 @@ class Submitter:
         if wanted is not None:
             if seen == 0 and not node.state.get(key.key_id):
                 node.state[key.key_id] = True
-                node.cast(m.LEASE_KEY, key.key_id, key.resources, key.env, key.strategy)
+                node.cast(m.LEASE_KEY, key.key_id, key.resources, key.env, key.strategy, key.retriable)
             node.cast(m.LEASE_DEMAND, key.key_id, wanted, seen)
 
     def node_connected(self) -> None:
@@ -542,7 +549,7 @@ class Submitter:
                 self._lose(*lease.verdict)
                 self._runtime.flush_soon()
             else:
-                verdict = (lease.lease_id, 0, 0, "the connection to it was lost")
+                verdict = (lease.lease_id, 0, 0, "the connection to it was lost", "")
                 self._loop.call_later(limits.DEATH_VERDICT_TIMEOUT, self._lose, *verdict)
 
     def _lost(self, node: Connection, frame: Frame) -> None:
@@ -561,7 +568,7 @@ class Submitter:
         lease.verdict = verdict
         self._loop.call_later(limits.EXIT_GRACE, self._lose, *verdict)
 
-    def _lose(self, lease_id: int, running: int, pid: int, detail: str) -> None:
+    def _lose(self, lease_id: int, running: int, pid: int, detail: str, kind: str) -> None:
         lease = self._leases.get(lease_id)
         if lease is None:
             return
@@ -576,10 +583,32 @@ class Submitter:
             elif task.unique != running:
                 task.state = QUEUED
                 lease.key.pending.appendleft(task)
+            elif kind == "memory":
+                self._out_of_memory(task, pid, detail)
             elif self._survives(task):
                 self._retry(task, f"its worker (pid={pid}) died: {detail}")
             else:
                 self.fail(task, _crashed(task, pid, detail))
+
+    def _out_of_memory(self, task: TaskRecord, pid: int, detail: str) -> None:
+        """Its worker was ended because memory ran out. That has a budget of its own: the task may be
+        innocent.
+        """
+        task.oom_failures += 1
+        if task.template.options.max_retries == 0 or task.oom_failures > limits.OOM_RETRIES:
+            tried = f"It was tried {task.oom_failures} time(s)"
+            self.fail(task, OutOfMemoryError(f"{task.template.name}() (pid={pid}): {detail}. {tried}"))
+            return
+        log.warning("%s() is run again after its worker was ended: %s", task.template.name, detail)
+        task.state = WAITING
+        task.lease = None
+
+        def again() -> None:
+            if task.state == WAITING and task.cancelled is None:
+                self.ready(task)
+                self._runtime.flush_soon()
+
+        self._loop.call_later(limits.MEMORY_RECOVERY * task.oom_failures, again)
 
     @staticmethod
     def _survives(task: TaskRecord) -> bool:

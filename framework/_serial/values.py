@@ -6,8 +6,9 @@ bytes                                              in-band pickle of the value
 [0, pickle, [[object id, owner], ...], buf, ...]   pickle, references nested in it, out-of-band buffers
 [1, object id, owner]                              a reference that the receiver must fetch itself
 [2, ...]                                           an error (errors.py)
-[3, object id, owner, size, [[id, owner], ...]]    a value in the store of a node, with the references nested in it
-=================================================  ===========================================================
+[3, object id, owner, size, [[id, owner], ...]]    a value in the store of a node, with the references nested
+in it =================================================
+===========================================================
 
 A bare ``bytes`` always is a pickle, so bytes of the user are pickled too.
 """
@@ -224,15 +225,17 @@ def nested_refs(wire: Any) -> list[Any]:
 
 
 def must_be_fetched(wire: Any) -> bool:
-    """Whether a value is handed on by reference rather than copied into a message: large ones, and those that hold
-    references. One in the store is small on the wire: the receiver finds it there."""
+    """Whether a value is handed on by reference rather than copied into a message: large ones, and those that
+    hold references. One in the store is small on the wire: the receiver finds it there."""
     if type(wire) is list and wire[0] == FORM_STORED:
         return False
     return wire_size(wire) > INLINE_LIMIT or bool(nested_refs(wire))
 
 
 def describe_array(array: Any) -> bytes:
-    """The pickle of a contiguous numpy array, all of whose data is one out-of-band buffer. `SerializationError` for others."""
+    """The pickle of a contiguous numpy array, all of whose data is one out-of-band buffer.
+    `SerializationError` for others.
+    """
     buffers: list[Any] = []
     pickled = _dumps(array, PROTOCOL, buffer_callback=buffers.append)
     if len(buffers) != 1:

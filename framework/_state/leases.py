@@ -84,6 +84,7 @@ class KeyState:
         "leases",
         "pending",
         "resources",
+        "retriable",
         "seen",
         "strategy",
     )
@@ -104,6 +105,7 @@ class KeyState:
         self.seen = 0  #: grants that have arrived
         self.demand_sent = 0  #: leases that the node still owes us, as far as it was told
         self.infeasible: str | None = None
+        self.retriable = True  #: its tasks may be run again: their workers go first when memory runs out
 
     # ---- tasks ---------------------------------------------------------------------------------------
 

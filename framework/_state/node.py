@@ -95,13 +95,14 @@ class Allocation:
 class Demand:
     """What one owner wants for one scheduling key. `granted` counts every grant ever promised to it."""
 
-    __slots__ = ("env", "granted", "job", "seen", "strategy", "units", "wanted")
+    __slots__ = ("env", "granted", "job", "retriable", "seen", "strategy", "units", "wanted")
 
     def __init__(self, units: dict[str, int], env: EnvKey, job: bytes, strategy: list[Any] | None) -> None:
         self.units = units
         self.env = env
         self.job = job
         self.strategy = strategy
+        self.retriable = True
         self.wanted = 0
         self.seen = 0
         self.granted = 0
@@ -142,9 +143,18 @@ class NodeState:
         env: EnvKey,
         job: bytes,
         strategy: list[Any] | None = None,
+        retriable: bool = True,
     ) -> None:
-        """An owner names a scheduling key. `strategy`: see `never`."""
-        self._demands.setdefault((owner, key), Demand(units, env, job, strategy))
+        """An owner names a scheduling key. `strategy`: see `never`; `retriable`: its tasks may be run
+        again.
+        """
+        demand = self._demands.setdefault((owner, key), Demand(units, env, job, strategy))
+        demand.retriable = retriable
+
+    def may_run_again(self, allocation: Allocation) -> bool:
+        """Whether what this allocation is for may be run again when its worker is ended."""
+        demand = self._demands.get((allocation.owner, allocation.key))
+        return allocation.actor is None and (demand is None or demand.retriable)
 
     def demand(self, owner: Hashable, key: int, wanted: int, seen: int) -> list[Command]:
         """An owner wants `wanted` leases beyond the `seen` grants that it knew of. Repeating it changes

@@ -8,8 +8,10 @@ Pure: every method returns commands for the shell, tuples that start with a word
 ``("spill", object_id, offset, size)``        write the block to disk, then call `spilled` or `spill_failed`
 ``("restore", object_id, path, offset, size)``  read it back, then call `restored` or `restore_failed`
 ``("unlink", path)``                          the file is not needed any more
-``("recall", holder, object_ids)``            ask a client to let go of views of these that it keeps without need; with
-                                              no ids, of all that it keeps and of the rest of its leased region
+``("recall", holder, object_ids)``            ask a client to let go of views of these that it keeps without
+need; with
+                                              no ids, of all that it keeps and of the rest of its leased
+                                              region
 
 A *pin* is one process's right to read a block: while there is one, the block is neither reused, nor spilled,
 nor moved. Requests for space are served strictly in order, so that a large one is not starved by small ones.
@@ -92,7 +94,9 @@ class StoreState:
         self._freed_early: OrderedDict[bytes, None] = OrderedDict()
         self._spilling = 0  #: bytes that are on their way to disk
         self._disk_trouble: str | None = None
-        self._recalled: set[Hashable] = set()  #: clients that were asked, since the queue began, and have pinned nothing since
+        self._recalled: set[Hashable] = (
+            set()
+        )  #: clients that were asked, since the queue began, and have pinned nothing since
 
     # ---- space ---------------------------------------------------------------------------------------
 
@@ -175,7 +179,10 @@ class StoreState:
         if not self._spilling and self._idle:
             self._spill_one(commands)  # there is room, but not in one piece
         if not self._spilling:
-            holders = {*self._regions.values(), *(h for b in self.blocks.values() if b.sealed for h in b.pins)}
+            holders = {
+                *self._regions.values(),
+                *(h for b in self.blocks.values() if b.sealed for h in b.pins),
+            }
             commands.extend(("recall", holder, []) for holder in holders - self._recalled)
             self._recalled |= holders
         # All else is being read or written: that passes, or the shell gives up after a while.
@@ -268,8 +275,10 @@ class StoreState:
     def seal(
         self, object_id: bytes, holder: Hashable = None, owner: Hashable = None, keep: bool = False
     ) -> list[Command]:
-        """The object is complete and will not change; the writer's pin, if it had one, ends (or, with `keep`, becomes a
-        reader's). `owner`: who owns it from now on, where that is not who was named at its creation."""
+        """The object is complete and will not change; the writer's pin, if it had one, ends (or, with `keep`,
+        becomes a reader's). `owner`: who owns it from now on, where that is not who was named at its
+        creation.
+        """
         block = self.blocks.get(object_id)
         if block is None or block.sealed:
             return []

@@ -68,6 +68,7 @@ class TaskRecord:
         "frame",
         "kwargs",
         "lease",
+        "oom_failures",
         "parent",
         "refs",
         "retries",
@@ -99,6 +100,7 @@ class TaskRecord:
         self.retries = 0  #: system failures that it may still survive (-1: any number)
         self.app_failures = 0  #: attempts that have failed
         self.timeout: float | None = None  #: seconds of the option, if that is what sets the deadline
+        self.oom_failures = 0  #: how often its worker was ended for want of memory
         self.deadline: float | None = None
         self.timer: Any = None
         self.lease: Any = None

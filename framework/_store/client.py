@@ -199,7 +199,9 @@ class StoreClient:
         return layout.parts(memoryview(view.data))
 
     def _keep(self, object_id: bytes, view: View) -> None:
-        """Keep a view beyond its use. Without the lock: whoever holds that may be waiting for the loop, which comes here."""
+        """Keep a view beyond its use. Without the lock: whoever holds that may be waiting for the loop, which
+        comes here.
+        """
         if time.monotonic() < self._pressed_until:
             return
         self._kept[object_id] = view
@@ -252,8 +254,8 @@ class StoreClient:
         return bool(self._ended or self._abandoned)
 
     def recall(self, object_ids: list[bytes]) -> None:
-        """The node wants views back that nobody uses (loop): those of objects that were freed, or, when it is short of
-        memory and names none, all, and the region."""
+        """The node wants views back that nobody uses (loop): those of objects that were freed, or, when it is
+        short of memory and names none, all, and the region."""
         if object_ids:
             for object_id in object_ids:
                 self._kept.pop(object_id, None)
@@ -297,11 +299,11 @@ class StoreClient:
     def in_place(
         self, array: Any, owner: bytes, describe: Callable[[Any], bytes]
     ) -> tuple[bytes, int] | None:
-        """If `array` is exactly one that `reserve` gave, and nobody else can write to it, seal it: (object id, size of its
-        block). Else None: then it is copied, as any array.
+        """If `array` is exactly one that `reserve` gave, and nobody else can write to it, seal it: (object
+        id, size of its block). Else None: then it is copied, as any array.
 
-        `owner`: the process that owns the object from now on. `describe(array)` returns the pickle that describes the
-        array around its data.
+        `owner`: the process that owns the object from now on. `describe(array)` returns the pickle that
+        describes the array around its data.
         """
         if not self._unsealed or type(array) is not np.ndarray:
             return None
@@ -310,8 +312,14 @@ class StoreClient:
         if unsealed is None or array.nbytes != unsealed.size - layout.HEADER_ROOM:
             return None
         base = unsealed.base()
-        # One reference is `base` here, one the argument of getrefcount, one `array.base`. Any more: another view may write.
-        if base is None or array.base is not base or sys.getrefcount(base) > 3 or not array.flags.c_contiguous:
+        # One reference is `base` here, one the argument of getrefcount, one `array.base`. Any more: another
+        # view may write.
+        if (
+            base is None
+            or array.base is not base
+            or sys.getrefcount(base) > 3
+            or not array.flags.c_contiguous
+        ):
             return None
         pickled = describe(array)
         try:

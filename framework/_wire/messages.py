@@ -127,7 +127,9 @@ CATALOGUE: Final[dict[int, Message]] = {
     REPLY: Message("reply", rid=int, value=ANY),
     FAIL: Message("fail", rid=int, error=list),
     # A scheduling key (resource shape, environment, strategy) is described once and then named by a number.
-    LEASE_KEY: Message("lease_key", key=int, resources=dict, env=_OPT_MAP, strategy=(list, NoneType)),
+    LEASE_KEY: Message(
+        "lease_key", key=int, resources=dict, env=_OPT_MAP, strategy=(list, NoneType), retriable=bool
+    ),
     # `wanted` more leases beyond the `seen` grants that had arrived when this was sent: may be repeated.
     LEASE_DEMAND: Message("lease_demand", key=int, wanted=int, seen=int),
     LEASE_GRANT: Message("lease_grant", key=int, lease=int, worker=bytes, address=str, gpus=list),
@@ -135,7 +137,7 @@ CATALOGUE: Final[dict[int, Message]] = {
     # exceptions).
     LEASE_INFEASIBLE: Message("lease_infeasible", key=int, forever=bool, error=str, text=str),
     LEASE_RETURN: Message("lease_return", lease=int),
-    LEASE_LOST: Message("lease_lost", lease=int, running=int, pid=int, detail=str),
+    LEASE_LOST: Message("lease_lost", lease=int, running=int, pid=int, detail=str, kind=str),
     LEASE_PRESSURE: Message("lease_pressure"),
     BLOCKED: Message("blocked"),
     UNBLOCKED: Message("unblocked"),

@@ -36,9 +36,7 @@ from framework._wire import messages as m
 from framework._worker import stdio
 from framework._worker.generators import Producer
 from framework._worker.templates import ExecTemplate
-from framework.exceptions import ActorDiedError
-
-from framework.exceptions import ObjectLostError
+from framework.exceptions import ActorDiedError, ObjectLostError
 
 if TYPE_CHECKING:
     from framework._worker.executor import Executor
@@ -423,7 +421,11 @@ class ActorHost:
         return refs
 
     async def _at_hand(self, wire: Any) -> None:
-        if type(wire) is list and wire[0] == values.FORM_STORED and not self._runtime.store.client.at_hand(wire[1]):
+        if (
+            type(wire) is list
+            and wire[0] == values.FORM_STORED
+            and not self._runtime.store.client.at_hand(wire[1])
+        ):
             with contextlib.suppress(ObjectLostError):  # `decode_args` meets it again
                 await self._runtime.await_on_loop(self._runtime.store.prepare(wire[1]))
 

@@ -602,7 +602,9 @@ class Executor:
         if returns == 1:
             if type(result) in values.ATOM_TYPES and values.is_atom(result):
                 return pack((m.DONE, unique, micros, result)), None
-            wire, refs = self._wire_of(connection, template, unique, 1, result, f"the result of {template.name}()")
+            wire, refs = self._wire_of(
+                connection, template, unique, 1, result, f"the result of {template.name}()"
+            )
             return pack((m.DONE, unique, micros, wire)), refs
         if returns < 0:
             return pack((m.DONE, unique, micros, result)), None
@@ -620,7 +622,9 @@ class Executor:
     def _wire_of(
         self, connection: Connection, template: ExecTemplate, unique: int, index: int, value: Any, where: str
     ) -> tuple[Any, list[Any]]:
-        """A result in wire form, and the references in it. Large ones go into the store, as objects of the caller."""
+        """A result in wire form, and the references in it. Large ones go into the store, as objects of the
+        caller.
+        """
         sealed = self.runtime.store.seal_array(value, connection.ident, connection.state.address)
         if sealed is not None:
             return sealed, []
@@ -686,7 +690,9 @@ class Executor:
         if type(value) in values.ATOM_TYPES and values.is_atom(value):
             connection.send(pack((m.ITEM, unique, index, value)))
             return
-        wire, refs = self._wire_of(connection, template, unique, index + 2, value, f"item {index} of {template.name}()")
+        wire, refs = self._wire_of(
+            connection, template, unique, index + 2, value, f"item {index} of {template.name}()"
+        )
         if refs:
             self.runtime.objects.hold(connection, unique, index + 2, refs)
         data = pack((m.ITEM, unique, index, wire))

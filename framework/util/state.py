@@ -8,13 +8,17 @@ from framework._runtime.current import current
 from framework._wire import messages as m
 
 
-def list_objects(limit: int = 10_000, filters: list[tuple[str, str, Any]] | None = None) -> list[dict[str, Any]]:
-    """All objects that processes of this node own or borrow, one dict per (object, process), the largest first.
+def list_objects(
+    limit: int = 10_000, filters: list[tuple[str, str, Any]] | None = None
+) -> list[dict[str, Any]]:
+    """All objects that processes of this node own or borrow, one dict per (object, process), the largest
+    first.
 
-    Keys: ``object_id`` (hexadecimal), ``object_size`` (bytes), ``type`` (``DRIVER`` or ``WORKER``: the process that reports),
-    ``pid``, ``owner`` (address), ``reference_type`` (``OWNED`` or ``BORROWED``), ``task_status`` (``PENDING``, ``READY``, ``FAILED``
-    with the owner; ``NIL`` with a borrower), ``task``, ``local_references``, ``borrowers``, ``contains`` (references inside the
-    value), ``stored`` (in shared memory), ``pins`` (processes that read it), ``store_state``, ``call_site``.
+    Keys: ``object_id`` (hexadecimal), ``object_size`` (bytes), ``type`` (``DRIVER`` or ``WORKER``: the
+    process that reports), ``pid``, ``owner`` (address), ``reference_type`` (``OWNED`` or ``BORROWED``),
+    ``task_status`` (``PENDING``, ``READY``, ``FAILED`` with the owner; ``NIL`` with a borrower), ``task``,
+    ``local_references``, ``borrowers``, ``contains`` (references inside the value), ``stored`` (in shared
+    memory), ``pins`` (processes that read it), ``store_state``, ``call_site``.
 
     `filters`: (key, "=" or "!=", value), all of which must hold. Blocks while all processes answer.
     """
@@ -51,7 +55,7 @@ def list_objects(limit: int = 10_000, filters: list[tuple[str, str, Any]] | None
 
 
 def store_stats() -> dict[str, int]:
-    """Numbers of this node's object store: ``capacity``, ``used``, ``objects``, ``pins``, ``spilled_bytes``, ``spilled_objects``,
-    ``restored_objects``, ``regions``, ``waiting``; sizes in bytes."""
+    """Numbers of this node's object store: ``capacity``, ``used``, ``objects``, ``pins``, ``spilled_bytes``,
+    ``spilled_objects``, ``restored_objects``, ``regions``, ``waiting``; sizes in bytes."""
     stats: dict[str, int] = current().store.node_call(m.STORE_LIST)["stats"]
     return stats

@@ -846,6 +846,20 @@ async def test_a_start_that_fails_surfaces(session_root: Path, monkeypatch: pyte
 
 
 @pytest.mark.slow
+async def test_a_start_that_takes_too_long_surfaces(
+    session_root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from framework._base import limits
+
+    fw.shutdown()
+    monkeypatch.setattr(limits, "NODE_START_TIMEOUT", 0.0001)
+    with pytest.raises(fw.exceptions.LocalNodeDiedError, match=r"did not come up within .* s; its log is in"):
+        async with fw.init(num_cpus=1, log_to_driver=False):
+            pytest.fail("it was too fast")
+    assert not fw.is_initialized()
+
+
+@pytest.mark.slow
 async def test_a_start_that_is_cancelled_leaves_no_session(session_root: Path) -> None:
     fw.shutdown()
     with pytest.raises(TimeoutError):

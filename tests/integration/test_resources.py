@@ -33,7 +33,11 @@ def cluster(session_root: Path) -> Iterator[object]:
         patch.delenv("OMP_NUM_THREADS", raising=False)
         with fw.init(
             object_store_memory=STORE,
-            num_cpus=4, num_gpus=2, memory=1_000_000, resources={"tape": 1, "fine": 0.3}, log_to_driver=False
+            num_cpus=4,
+            num_gpus=2,
+            memory=1_000_000,
+            resources={"tape": 1, "fine": 0.3},
+            log_to_driver=False,
         ) as context:
             yield context
 

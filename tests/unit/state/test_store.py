@@ -163,8 +163,8 @@ class StoreMachine(RuleBasedStateMachine):
 
     def teardown(self) -> None:
         for object_id in list(self.alive):
+            del self.alive[object_id]
             self.run(self.store.free(object_id))
-        self.alive.clear()
         for client in CLIENTS:
             self.client_dies(client)
         while self.pending_io:
