@@ -124,6 +124,8 @@ __all__ = [
     "cancel",
     "cloudpickle",
     "cluster_resources",
+    "empty",
+    "empty_like",
     "exceptions",
     "get",
     "get_actor",
@@ -141,6 +143,7 @@ __all__ = [
     "task_group",
     "util",
     "wait",
+    "zeros",
 ]
 
 

@@ -89,8 +89,7 @@ def get(refs: Any, *, timeout: float | None = None, copy: bool = False) -> Any:
         entry = refs._entry
         if not entry.state:
             runtime.get([entry], timeout)
-        value = runtime.value(entry)
-        return _private_copy(value) if copy else value
+        return runtime.value(entry, copy)
     if isinstance(refs, ObjectRefGenerator):
         raise TypeError("get() of a generator: iterate over it, each item is a reference")
     if not isinstance(refs, list | tuple):
@@ -103,17 +102,7 @@ def get(refs: Any, *, timeout: float | None = None, copy: bool = False) -> Any:
             )
         entries.append(ref._entry)
     runtime.get(entries, timeout)
-    for entry in entries:
-        if entry.state == 2:
-            raise runtime.objects.error(entry)
-    result = [runtime.value(entry) for entry in entries]
-    return [_private_copy(value) for value in result] if copy else result
-
-
-def _private_copy(value: Any) -> Any:
-    import copy
-
-    return copy.deepcopy(value)
+    return runtime.values(entries, copy)
 
 
 def _checked_timeout(timeout: float | None) -> float | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from typing import Any
 
 import numpy as np
@@ -29,6 +30,8 @@ def empty(shape: int | tuple[int, ...], dtype: DTypeLike = float) -> NDArray[Any
     if any(not isinstance(n, int | np.integer) or n < 0 for n in dimensions):
         raise ValueError(f"shape is an int or a tuple of ints >= 0, got {shape!r}")
     nbytes = math.prod(int(n) for n in dimensions) * kind.itemsize
+    if nbytes > sys.maxsize:
+        raise ValueError(f"shape {shape!r} of {kind}: more bytes than can be addressed")
     if nbytes == 0:
         return np.empty(dimensions, kind)
     runtime = current()

@@ -253,11 +253,27 @@ def _checked_threshold(threshold: float | None) -> float:
 
 def _checked_spill_directory(directory: str | None) -> str | None:
     directory = directory or os.environ.get("FRAMEWORK_SPILL_DIRECTORY") or None
-    if directory is None or "://" in directory:
+    if directory is None:
+        return None
+    if "://" in directory:
+        _check_spill_url(directory)
         return directory
     if not os.path.isdir(directory):
         raise ValueError(f"spill_directory {directory!r} is not a directory: create it first")
     return os.path.abspath(directory)
+
+
+def _check_spill_url(url: str) -> None:
+    try:
+        from fsspec import get_filesystem_class
+    except ImportError:
+        raise ImportError(
+            f"spill_directory {url!r} is a URL: that takes fsspec; install the extra: framework[spill]"
+        ) from None
+    try:
+        get_filesystem_class(url.partition("://")[0].partition("::")[0])
+    except (ImportError, ValueError) as error:
+        raise type(error)(f"spill_directory {url!r} cannot be used: {error}") from None
 
 
 def _in_loop() -> bool:

@@ -76,6 +76,7 @@ STORE_POPULATE: Final = (
     1024 * 1024
 )  #: blocks in memory that was never used get it all at once from this size on
 STORE_KEPT_VIEWS: Final = 1_000  #: views that a process keeps after their last use
+STORE_PIN_BATCH: Final = 1_000  #: pins that are asked for in one message
 LINEAGE_BYTES: Final = 256 * 1024 * 1024  #: what an owner keeps to make lost objects again
 MAX_RECOVERIES: Final = 10  #: how often one read has a lost object made again before it gives up
 STORE_PRESSURE: Final = 1.0  #: after the node was short of memory, views are not kept for so long

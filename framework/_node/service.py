@@ -332,7 +332,7 @@ class NodeService:
             return
         worker_id = process.worker_id
         self._processes.pop(worker_id, None)
-        end = describe_exit(status)
+        end = describe_exit(status, by_us=bool(process.reason))
         if process.reason:
             end = f"{process.reason} ({end})"
         detail = f"worker process {pid}{':' if process.reason else ''} {end}"

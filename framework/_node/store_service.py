@@ -18,6 +18,7 @@ from framework._base import limits
 from framework._net.address import short_path
 from framework._net.connection import Connection, Frame, Handler
 from framework._net.listener import peer_uid
+from framework._node.spill import open_disk
 from framework._state.store import StoreState
 from framework._store.arena import Arena, create_arena, send_arena
 from framework._wire import messages as m
@@ -40,7 +41,7 @@ class StoreService:
     ) -> None:
         self._loop = loop
         self._session_dir = session_dir
-        self._spill_dir = spill_dir or os.path.join(session_dir, "spill")
+        self._disk = open_disk(spill_dir, session_dir)
         self._owner_of = owner_of
         self._fd = create_arena(capacity, session_dir)
         self._arena: Arena | None = None
@@ -56,6 +57,7 @@ class StoreService:
             m.STORE_SEAL: self._seal,
             m.STORE_ABORT: self._abort,
             m.STORE_PIN: self._pin,
+            m.STORE_PIN_MANY: self._pin_many,
             m.STORE_UNPIN: self._unpin,
             m.STORE_FREE: self._free,
             m.STORE_RETURN: self._return,
@@ -103,14 +105,7 @@ class StoreService:
         if self._threads is not None:
             self._threads.shutdown(wait=False, cancel_futures=True)
         if self._spill_count:
-            with contextlib.suppress(OSError):
-                for entry in os.scandir(self._spill_dir):
-                    if entry.name.startswith(self._spill_prefix()):
-                        os.unlink(entry.path)
-                os.rmdir(self._spill_dir)
-
-    def _spill_prefix(self) -> str:
-        return f"spill-{os.getpid()}-"
+            self._disk.close()
 
     # ---- requests ------------------------------------------------------------------------------------
 
@@ -128,6 +123,15 @@ class StoreService:
 
     def _pin(self, connection: Connection, frame: Frame) -> None:
         self._with_grace(self.state.pin((connection, frame[1]), connection, frame[2]), (connection, frame[1]))
+
+    def _pin_many(self, connection: Connection, frame: Frame) -> None:
+        """Answers at once: [offset, size, …] in the order asked for, with offset -1 for what has to be asked
+        for by itself (spilled, or not known yet)."""
+        places: list[int] = []
+        for object_id in frame[2]:
+            places += self.state.pin_at_once(connection, object_id) or (-1, 0)
+        connection.reply(frame[1], places)
+        self._run(self.state.serve())
 
     def _with_grace(self, commands: list[tuple[Any, ...]], token: Token) -> None:
         answered = any(
@@ -211,7 +215,7 @@ class StoreService:
             elif word == "restore":
                 self._restore(*command[1:])
             elif word == "unlink":
-                self._pool().submit(_unlink, command[1])
+                self._pool().submit(self._disk.remove, command[1])
             elif word == "recall":
                 if not command[1].closed:
                     command[1].cast(m.STORE_RECALL, command[2])
@@ -223,25 +227,23 @@ class StoreService:
 
     def _spill(self, object_id: bytes, offset: int, size: int) -> None:
         self._spill_count += 1
-        path = os.path.join(self._spill_dir, f"{self._spill_prefix()}{self._spill_count}")
-        memory = self._mapped().memory(offset, size)
-        future = self._loop.run_in_executor(self._pool(), _write_file, path, memory)
+        name = str(self._spill_count)
+        future = self._moved(self._disk.write, name, offset, size)
 
         def done(future: asyncio.Future[None]) -> None:
             if self._closed or future.cancelled():
                 return
             error = future.exception()
             if error is None:
-                self._run(self.state.spilled(object_id, path))
+                self._run(self.state.spilled(object_id, name))
             else:
                 log.error("object %s cannot be spilled: %s", object_id.hex(), error)
                 self._run(self.state.spill_failed(object_id, str(error)))
 
         future.add_done_callback(done)
 
-    def _restore(self, object_id: bytes, path: str, offset: int, size: int) -> None:
-        memory = self._mapped().memory(offset, size)
-        future = self._loop.run_in_executor(self._pool(), _read_file, path, memory)
+    def _restore(self, object_id: bytes, name: str, offset: int, size: int) -> None:
+        future = self._moved(self._disk.read, name, offset, size)
 
         def done(future: asyncio.Future[None]) -> None:
             if self._closed or future.cancelled():
@@ -255,33 +257,14 @@ class StoreService:
 
         future.add_done_callback(done)
 
+    def _moved(
+        self, move: Callable[[str, memoryview], None], name: str, offset: int, size: int
+    ) -> asyncio.Future[None]:
+        """Have a block written or read in a thread."""
+        memory = self._mapped().memory(offset, size)
 
-def _write_file(path: str, memory: memoryview) -> None:
-    os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
-    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-    try:
-        with memory:
-            done = 0
-            while done < len(memory):
-                done += os.write(fd, memory[done : done + (1 << 26)])
-    except BaseException:
-        with contextlib.suppress(OSError):
-            os.unlink(path)
-        raise
-    finally:
-        os.close(fd)
+        def run() -> None:
+            with memory:
+                move(name, memory)
 
-
-def _read_file(path: str, memory: memoryview) -> None:
-    with open(path, "rb", buffering=0) as file, memory:
-        done = 0
-        while done < len(memory):
-            count = file.readinto(memory[done : done + (1 << 26)])
-            if not count:
-                raise OSError(f"{path} is shorter than the object: {done} of {len(memory)} bytes")
-            done += count
-
-
-def _unlink(path: str) -> None:
-    with contextlib.suppress(OSError):
-        os.unlink(path)
+        return self._loop.run_in_executor(self._pool(), run)

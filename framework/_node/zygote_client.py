@@ -134,8 +134,8 @@ def spawn_zygote(env: EnvKey) -> tuple[socket.socket, int]:
     return ours, child.pid  # reaped by `Zygote.reap`
 
 
-def describe_exit(status: int) -> str:
-    """A wait status in words, as errors show it."""
+def describe_exit(status: int, by_us: bool = False) -> str:
+    """A wait status in words, as errors show it; `by_us`: the node ended it, and says why elsewhere."""
     if os.WIFSIGNALED(status):
         number = os.WTERMSIG(status)
         try:
@@ -143,7 +143,9 @@ def describe_exit(status: int) -> str:
         except ValueError:
             name = "unknown signal"
         hint = ""
-        if number == signal.SIGKILL:
+        if by_us:
+            pass
+        elif number == signal.SIGKILL:
             hint = "; something killed it: the out-of-memory killer of the system, or a person"
         elif number == signal.SIGSEGV:
             hint = "; a crash in compiled code"

@@ -17,9 +17,10 @@ from framework._base import limits
 from framework._net.connection import Connection, Frame
 from framework._runtime.waiters import register
 from framework._serial import values
-from framework._state.objects import PENDING, Entry
-from framework._state.tasks import TaskRecord, Template
+from framework._state.objects import FAILED, PENDING, READY, Entry
+from framework._state.tasks import WAITING, TaskRecord, Template
 from framework._wire import messages as m
+from framework._wire.codec import unpack_frame
 from framework.exceptions import (
     ObjectLostError,
     ObjectReconstructionFailedError,
@@ -60,14 +61,16 @@ class Lineage:
 
     def __init__(self, runtime: Runtime) -> None:
         self._runtime = runtime
-        self._kept: deque[tuple[weakref.ref[LineageRecord], int]] = deque()
-        self._ended: deque[int] = deque()
+        self._kept: deque[tuple[weakref.ref[LineageRecord], list[int]]] = deque()  #: with [its size]
+        self._ended: deque[list[int]] = deque()
+        self._lost: deque[Entry] = deque()  #: to be made again; a queue, for chains may be thousands long
+        self._recovering = False
         self.bytes = 0
         self.handlers = {m.RECOVER: self._recover_for}
 
     def remember(self, task: TaskRecord, results: list[Any]) -> None:
         """A task is done. If a result lies in the store, keep what it takes to make it again."""
-        if task.retries == 0 or task.actor is not None or task.frame is None:
+        if task.template.options.max_retries == 0 or task.actor is not None or task.frame is None:
             return
         stored = [
             entry
@@ -76,15 +79,16 @@ class Lineage:
         ]
         if not stored:
             return
-        deps = task.stored_deps or []
-        record = LineageRecord(task.unique, task.template, task.frame, task.entries, deps, task.retries)
+        # Without attempts left, all there is to keep is the reason why it cannot be made again.
+        frame, deps = (task.frame, task.stored_deps or []) if task.retries else (b"", [])
+        record = LineageRecord(task.unique, task.template, frame, task.entries, deps, task.retries)
         for entry in stored:
             entry.lineage = record
-        size, ended = record.size, self._ended
+        size, ended = [record.size], self._ended
         self._kept.append((weakref.ref(record, lambda _: ended.append(size)), size))
-        self.bytes += size
-        while self._ended:
-            self.bytes -= self._ended.popleft()
+        self.bytes += record.size
+        while ended:
+            self.bytes -= ended.popleft()[0]
         self._bound()
 
     def _bound(self) -> None:
@@ -93,8 +97,8 @@ class Lineage:
             record = ref()
             if record is not None:
                 record.frame, record.deps = None, []
-                self.bytes -= size
-                self._ended.append(-size)  # its end must not be counted again
+                self.bytes -= size[0]
+                size[0] = 0  # its end is counted now
 
     # ---- recovery ------------------------------------------------------------------------------------
 
@@ -104,6 +108,19 @@ class Lineage:
         """
         if not entry.state:
             return  # it is being made
+        # (The old value stays: a thread that has just seen it READY finds it, and asks again.)
+        entry.state = PENDING
+        self._lost.append(entry)
+        if self._recovering:
+            return
+        self._recovering = True
+        try:
+            while self._lost:
+                self._recover(self._lost.popleft())
+        finally:
+            self._recovering = False
+
+    def _recover(self, entry: Entry) -> None:
         record = entry.lineage
         object_id = entry.id.hex()
         if record is None:
@@ -116,10 +133,12 @@ class Lineage:
                 ),
             )
         elif record.retries == 0:
+            most = record.template.options.max_retries
             self._fail(
                 entry,
                 ObjectReconstructionFailedMaxAttemptsExceededError(
-                    object_id, f"{record.template.name}() was run again as often as its max_retries allows"
+                    object_id,
+                    f"{record.template.name}() was run again as often as it may be (max_retries={most})",
                 ),
             )
         else:
@@ -129,21 +148,18 @@ class Lineage:
     def _why_not(entry: Entry) -> str:
         if entry.made_by_put:
             return "An object made by put() has no task that could make it again"
-        return "Its task may not be run again (max_retries=0, or a method of an actor)"
+        return "What made it is not run again (max_retries=0, a method of an actor, or a generator)"
 
     def _fail(self, entry: Entry, error: ObjectLostError) -> None:
-        entry.state = PENDING
         self._runtime.objects.fail(entry, error)
 
     def _run_again(self, entry: Entry, record: LineageRecord) -> None:
         assert record.frame is not None
-        if record.retries > 0:
-            record.retries -= 1
-        entry.state = PENDING
-        entry.value = None
         running = self._runtime.submitter.tasks.get(record.unique)
         if running is not None:
             return  # a sibling is being made again by the same task
+        if record.retries > 0:
+            record.retries -= 1
         task = TaskRecord(record.unique, record.template, [], None)
         task.frame = record.frame
         task.retries = record.retries
@@ -153,40 +169,65 @@ class Lineage:
         for other in task.entries:
             other.task = task
         self._runtime.submitter.tasks[record.unique] = task
-        missing = 0
-
-        def arrived(dep: Entry) -> None:
-            nonlocal missing
-            missing -= 1
-            if dep.state == 2 and not entry.state:
-                error = ObjectReconstructionFailedError(
-                    entry.id.hex(), f"An argument of its task is lost: {dep.value}"
-                )
-                self._runtime.submitter.fail(task, error)
-            elif missing == 0:
-                self._runtime.submitter.ready(task)
-                self._runtime.flush_soon()
-
-        waiting = []
+        missing = set()
         for dep in record.deps:
+            task.refs.append(self._runtime.hold(dep))
             if dep.freed:
                 self._resurrect(dep)
-            task.refs.append(self._runtime.hold(dep))
-            if not dep.state:
-                waiting.append(dep)
-        missing = len(waiting)
-        if not waiting:
-            self._runtime.submitter.ready(task)
-            self._runtime.flush_soon()
-        for dep in waiting:
+            if dep.state != READY:
+                missing.add(dep)
+
+        def arrived(dep: Entry) -> None:
+            missing.discard(dep)
+            if task.state != WAITING:
+                return
+            if dep.state == FAILED:
+                dep.seen = True
+                error = ObjectReconstructionFailedError(
+                    entry.id.hex(),
+                    f"An argument of {task.template.name}(), which made it, is lost: {dep.value}",
+                )
+                self._runtime.submitter.fail(task, error)
+            elif not missing:
+                self._send(task)
+
+        if not missing:
+            self._send(task)
+        for dep in list(missing):
             register(dep, arrived)
+
+    def _send(self, task: TaskRecord) -> None:
+        """All arguments are there again: their places in the store may have new names."""
+        failed = next((dep for dep in task.stored_deps or () if dep.state == FAILED), None)
+        if failed is not None:
+            failed.seen = True
+            self._runtime.submitter.fail_wire(task, failed.value)
+            return
+        assert task.frame is not None
+        frame = unpack_frame(task.frame)
+        deps = iter(task.stored_deps or ())
+        for arguments in frame[3:5]:
+            for place, wire in _stored_arguments(arguments):
+                dep = next(deps)
+                arguments[place] = dep.value if dep.state else wire
+        if frame[5]:
+            frame[5].pop("deadline", None)  # it was for the first time
+        task.frame = self._runtime.pack(frame)
+        self._runtime.submitter.ready(task)
+        self._runtime.flush_soon()
 
     def _resurrect(self, dep: Entry) -> None:
         """An argument that was freed since: it is needed once more."""
         dep.freed = False
-        dep.local = 0
-        self._runtime.objects.table.add(dep)
-        self.recover(dep)
+        if dep.owner is None:
+            self._runtime.objects.table.add(dep)
+            if dep.state == FAILED:
+                dep.state = PENDING
+                self._fail(dep, ObjectLostError(dep.id.hex(), "It had failed before"))
+            else:
+                self.recover(dep)
+        else:
+            self._runtime.objects.borrow_again(dep)
 
     # ---- for others ----------------------------------------------------------------------------------
 
@@ -194,21 +235,30 @@ class Lineage:
         """A worker could not find an argument: have it made again, then the task runs. False when it is not
         ours to make.
         """
-        for dep in task.stored_deps or ():
-            if type(dep.value) is list and dep.value[1] == object_id and dep.owner is None:
-                self.recover(dep)
-                self._when_there(dep, task)
-                return True
+        assert task.frame is not None
+        names = [w[1] for arguments in unpack_frame(task.frame)[3:5] for _, w in _stored_arguments(arguments)]
+        for name, dep in zip(names, task.stored_deps or (), strict=True):
+            if name != object_id:
+                continue
+            # (Else it has been made again meanwhile, under another name.)
+            if type(dep.value) is list and dep.value[0] == values.FORM_STORED and dep.value[1] == object_id:
+                if dep.owner is None:
+                    self.recover(dep)
+                else:
+                    self._ask_owner(dep)
+            self._when_there(dep, task)
+            return True
         return False
 
     def _when_there(self, dep: Entry, task: TaskRecord) -> None:
         def arrived(_: Entry) -> None:
-            if dep.state == 2:
+            if task.state != WAITING:
+                return  # it was cancelled
+            if dep.state == FAILED:
                 dep.seen = True
                 self._runtime.submitter.fail_wire(task, dep.value)
             else:
-                self._runtime.submitter.ready(task)
-                self._runtime.flush_soon()
+                self._send(task)
 
         register(dep, arrived)
 
@@ -251,8 +301,14 @@ class Lineage:
         if not entry.state:
             return
         assert entry.owner is not None
-        entry.state, entry.value = PENDING, None
+        entry.state = PENDING
         self._runtime.objects.ask(entry, m.RECOVER)
+
+
+def _stored_arguments(arguments: Any) -> list[tuple[Any, list[Any]]]:
+    """(place, wire value) of those that lie in the store, in the order of `TaskRecord.stored_deps`."""
+    pairs = enumerate(arguments) if type(arguments) is list else (arguments or {}).items()
+    return [(p, w) for p, w in pairs if type(w) is list and w[0] == values.FORM_STORED]
 
 
 def _nobody(like: Entry) -> Entry:

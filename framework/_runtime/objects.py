@@ -48,6 +48,8 @@ class Objects:
         self._unregistered: deque[Entry] = (
             deque()
         )  #: arrived outside of tasks: to be registered in the loop's next turn
+        self._to_notify: deque[tuple[Entry, list[Any]]] = deque()
+        self._notifying = False
         self.handlers = {
             m.FETCH: self._fetch,
             m.BORROW: self._borrow,
@@ -91,6 +93,12 @@ class Objects:
     def complete(self, entry: Entry, value: Any) -> None:
         """The object has this wire value (which may be an error)."""
         if entry.state:
+            if type(value) is list and value[0] == values.FORM_STORED:
+                # A sibling was made again, and this one along with it: in the place of the first, or
+                # (an array that was filled in place) in another.
+                here = entry.value
+                if entry.freed or type(here) is not list or here[1] != value[1]:
+                    self._runtime.discard(value)
             return
         state = READY
         if type(value) is list:
@@ -115,14 +123,25 @@ class Objects:
         entry.state = FAILED
         self.notify(entry)
 
-    @staticmethod
-    def notify(entry: Entry) -> None:
-        """Call all who wait."""
+    def notify(self, entry: Entry) -> None:
+        """Call all who wait. When one of them completes another object, those who wait for that one are
+        called after it and not within it: a chain of tasks may be thousands long."""
         waiters = entry.waiters
-        if waiters:
-            entry.waiters = None
-            for waiter in waiters:
-                waiter(entry)
+        if not waiters:
+            return
+        entry.waiters = None
+        queue = self._to_notify
+        queue.append((entry, waiters))
+        if self._notifying:
+            return
+        self._notifying = True
+        try:
+            while queue:
+                done, waiters = queue.popleft()
+                for waiter in waiters:
+                    waiter(done)
+        finally:
+            self._notifying = False
 
     def error(self, entry: Entry) -> BaseException:
         """Any thread: the exception of a failed object, a new one each time."""
@@ -276,6 +295,13 @@ class Objects:
         with self._count_lock:
             entry.local += 1
 
+    def borrow_again(self, entry: Entry) -> None:
+        """A borrowed entry that was forgotten is needed once more (somebody holds it already)."""
+        entry.state, entry.value, entry.registered = PENDING, None, False
+        if self.table.entries.setdefault(entry.id, entry) is entry:
+            self._register([entry])
+        self.need(entry)
+
     def _fetched(self, future: Any, entry: Entry) -> None:
         entry.fetching = False
         if future.cancelled():
@@ -301,10 +327,15 @@ class Objects:
             )
 
     def owner_connection_lost(self, address: str) -> None:
-        """The connection to a process at this address is gone: what was borrowed from it and has no value is
-        lost.
+        """The connection to a process at this address is gone: what was borrowed from it is lost, but for
+        values that are here. (Those in the store go with their owner.)
         """
-        self._owner_lost([entry for entry in self.table.of_owner(address) if not entry.state], address)
+        orphans = self.table.of_owner(address)
+        for entry in orphans:
+            if type(entry.value) is list and entry.value[0] == values.FORM_STORED:
+                self._runtime.store.client.forget(entry.value[1])
+                entry.state = PENDING
+        self._owner_lost([entry for entry in orphans if not entry.state], address)
 
     # ---- borrowing: this process is the owner --------------------------------------------------------
 
@@ -329,8 +360,9 @@ class Objects:
         """A process that may have borrowed is gone."""
         for entry in self.table.borrower_lost(connection):
             self._free_now(entry)
-        for key in [key for key in self._held if key[0] is connection]:
-            del self._held[key]
+        for key in list(self._held):  # a copy: the thread that executes tasks adds to it
+            if key[0] is connection:
+                self._held.pop(key, None)
 
     def _fetch(self, connection: Connection, frame: Frame) -> None:
         _, rid, object_id, value_wanted = frame

@@ -37,6 +37,7 @@ from framework._runtime.submit import Submitter
 from framework._runtime.waiters import FutureWaiter, ThreadWaiter, mailbox_of, register, unregister
 from framework._serial import values
 from framework._serial.errors import error_to_wire
+from framework._serial.private import decode_private
 from framework._serial.refs import set_out_of_band_hook
 from framework._service.mailbox import Mailbox
 from framework._service.supervise import TaskGroupOfService
@@ -490,22 +491,37 @@ class Runtime:
 
     # ---- waiting -------------------------------------------------------------------------------------
 
-    def value(self, entry: Entry) -> Any:
-        """Any thread: the value of an object that is done, or its exception raised."""
-        if entry.state == READY:
+    def value(self, entry: Entry, private: bool = False) -> Any:
+        """Any thread: the value of an object that is done, or its exception raised. `private`: in memory of
+        its own, writable.
+        """
+        if entry.state != FAILED:  # (one that has been lost meanwhile is PENDING again)
             entry.seen = True
             wire = entry.value
             if type(wire) is list and wire[0] == values.FORM_STORED:
-                return self._stored_value(entry)
-            return self.decode(wire)
+                return self._stored_value(entry, private)
+            if not isinstance(wire, BaseException):  # (it may have been lost for good just now)
+                return decode_private(wire) if private else self.decode(wire)
         raise self.objects.error(entry)
 
-    def _stored_value(self, entry: Entry) -> Any:
+    def values(self, entries: list[Entry], private: bool = False) -> list[Any]:
+        """Any thread but the loop's: the values of objects that are done; the first exception, if any."""
+        for entry in entries:
+            if entry.state == FAILED:
+                raise self.objects.error(entry)
+        found: list[Any] = [None] * len(entries)
+        for position in self.store.in_batches([entry.value for entry in entries]):
+            found[position] = self.value(entries[position], private)
+        return found
+
+    def _stored_value(self, entry: Entry, private: bool = False) -> Any:
         """Any thread but the loop's: read it from the store; if it is lost, have it made again."""
         for _ in range(limits.MAX_RECOVERIES):
             wire = entry.value
+            if entry.state == FAILED:
+                raise self.objects.error(entry)
             try:
-                return self.decode(wire)
+                return self.decode(wire, private)
             except ObjectLostError:
                 if not entry.state or entry.value is wire:
                     self.run_sync(self.lineage.recover_and_wait(entry, wire))
@@ -523,7 +539,8 @@ class Runtime:
                 return self.value(entry)
             try:
                 entry.seen = True
-                if self.store.client.at_hand(wire[1]):
+                view = self.store.client.held(wire[1])
+                if view is not None:  # and alive until it has been decoded: no call to the node
                     return self.decode(wire)
                 return values.decode(await self.await_on_loop(self.store.prepare(wire[1])))
             except ObjectLostError:
@@ -536,13 +553,13 @@ class Runtime:
         self.objects.keep(entry)
         return self.ref_of(entry)
 
-    def decode(self, wire: Any) -> Any:
+    def decode(self, wire: Any, private: bool = False) -> Any:
         """Any thread: the value of a wire value, wherever it lies."""
         if type(wire) in values.ATOM_TYPES:
             return wire
         if type(wire) is list and wire[0] == values.FORM_STORED:
-            return self.store.read(wire)
-        return values.decode(wire)
+            return self.store.read(wire, private)
+        return decode_private(wire) if private else values.decode(wire)
 
     def wait(self, entries: list[Entry], needed: int, timeout: float | None, eager: bool, what: str) -> bool:
         """Any thread but the loop's: block until `needed` of them are done; False when the time ran out. With
@@ -552,11 +569,11 @@ class Runtime:
         if needed <= 0:
             return True
         if timeout is not None and timeout <= 0:
-            self._ask_for(pending)
+            self.ask_for(pending)
             return False
         self._check_thread(what)
         waiter = ThreadWaiter(pending, needed, eager)
-        self._ask_for(pending)
+        self.ask_for(pending)
         for entry in pending:
             register(entry, waiter)
         self._waiting.add(waiter)
@@ -572,7 +589,8 @@ class Runtime:
                         unregister(entry, waiter)
         return done
 
-    def _ask_for(self, pending: list[Entry]) -> None:
+    def ask_for(self, pending: list[Entry]) -> None:
+        """Any thread: somebody is going to wait for these."""
         borrowed = [entry for entry in pending if entry.owner is not None and not entry.fetching]
         if borrowed:
             self.post(self._need_all, borrowed)

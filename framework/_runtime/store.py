@@ -10,10 +10,13 @@ from __future__ import annotations
 import os
 import socket
 import threading
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+from framework._base import limits
 from framework._net.address import short_path
 from framework._serial import values
+from framework._serial.private import decode_private
 from framework._store.arena import Arena, receive_arena
 from framework._store.client import StoreClient, View
 from framework._wire import messages as m
@@ -79,14 +82,71 @@ class RuntimeStore:
     async def prepare(self, object_id: bytes) -> list[Any]:
         """On the loop: wire form 0 of a stored value, as views that pin it. Raises `ObjectLostError`."""
         node = self._runtime.node
-        if self.client.at_hand(object_id) or node is None:
+        view = self.client.held(object_id)
+        if view is not None:  # and alive until it has been read: no call to the node, which would block
             return self.client.read(object_id)
+        if node is None:
+            raise self._runtime.dead or LocalNodeDiedError("there is no connection to the node")
         offset, size = await node.call(m.STORE_PIN, object_id)
         return self.client.arrived(object_id, offset, size)
 
-    def read(self, wire: list[Any]) -> Any:
-        """The value of a stored object, as views of shared memory."""
-        return values.decode(self.client.read(wire[1]))
+    async def prepare_many(self, object_ids: list[bytes]) -> dict[bytes, View]:
+        """On the loop: views of those of these objects that are in memory now. Reading them costs no round
+        trip for as long as the caller holds the views. Never raises for an object that is lost or spilled:
+        `read` will.
+        """
+        held: dict[bytes, View] = {}
+        missing: dict[bytes, None] = {}
+        for object_id in object_ids:
+            view = self.client.held(object_id)
+            if view is None:
+                missing[object_id] = None
+            else:
+                held[object_id] = view
+        node = self._runtime.node
+        if node is None:
+            return held
+        wanted = list(missing)
+        for start in range(0, len(wanted), limits.STORE_PIN_BATCH):
+            batch = wanted[start : start + limits.STORE_PIN_BATCH]
+            # The views are made here, not by whoever asked: if that one is interrupted meanwhile, they end,
+            # and the pins with them.
+            held.update(self.client.arrived_many(batch, await node.call(m.STORE_PIN_MANY, batch)))
+        return held
+
+    def in_batches(self, wires: list[Any]) -> Iterator[int]:
+        """The positions of `wires`, each once, in an order that suits reading them one by one: what is in
+        this node's memory is pinned a batch at a time, by one message, and comes first; what has to be
+        waited for comes when the pins of its batch are gone, so that it finds room.
+        """
+        stored = []
+        for position, wire in enumerate(wires):
+            if type(wire) is list and wire[0] == values.FORM_STORED:
+                stored.append(position)
+            else:
+                yield position
+        if len(stored) == 1:
+            yield stored[0]
+            return
+        for start in range(0, len(stored), limits.STORE_PIN_BATCH):
+            batch = stored[start : start + limits.STORE_PIN_BATCH]
+            ids = [wires[position][1] for position in batch]
+            views = {i: v for i in ids if (v := self.client.held(i)) is not None}
+            if not all(object_id in views for object_id in ids):
+                views = self._runtime.run_sync(self.prepare_many(ids))
+            later = []
+            for position in batch:
+                if wires[position][1] in views:
+                    yield position
+                else:
+                    later.append(position)
+            del views
+            yield from later
+
+    def read(self, wire: list[Any], private: bool = False) -> Any:
+        """The value of a stored object, as views of shared memory, or (`private`) as a writable copy."""
+        found = self.client.read(wire[1])
+        return decode_private(found) if private else values.decode(found)
 
     def seal_array(self, array: Any, owner_ident: bytes, owner: str) -> list[Any] | None:
         """If the array was made by `framework.empty`, seal it where it is, for that owner: its wire form.

@@ -77,6 +77,9 @@ class Streams:
                 self._runtime.objects.release_when_registered(connection, task.unique, place)
         else:
             stream.add(index, None)  # made again by a second attempt, or no longer wanted
+            item_id = object_id_bytes(task.entries[0].id[:TASK_ID_SIZE], index + FIRST_ITEM_INDEX)
+            if self._runtime.objects.table.get(item_id) is None:
+                self._runtime.discard(value)
             if nested:
                 connection.cast(m.RELEASE_HELD, task.unique, index + FIRST_ITEM_INDEX)
         if index == 0:

@@ -588,6 +588,7 @@ class Submitter:
             elif self._survives(task):
                 self._retry(task, f"its worker (pid={pid}) died: {detail}")
             else:
+                self._discard_results(task)
                 self.fail(task, _crashed(task, pid, detail))
 
     def _out_of_memory(self, task: TaskRecord, pid: int, detail: str) -> None:
@@ -597,11 +598,14 @@ class Submitter:
         task.oom_failures += 1
         if task.template.options.max_retries == 0 or task.oom_failures > limits.OOM_RETRIES:
             tried = f"It was tried {task.oom_failures} time(s)"
+            self._discard_results(task)
             self.fail(task, OutOfMemoryError(f"{task.template.name}() (pid={pid}): {detail}. {tried}"))
             return
         log.warning("%s() is run again after its worker was ended: %s", task.template.name, detail)
         task.state = WAITING
         task.lease = None
+        if task.stream is not None:
+            task.stream.restart()
 
         def again() -> None:
             if task.state == WAITING and task.cancelled is None:
@@ -692,7 +696,13 @@ class Submitter:
         elif retryable and self._survives(task):
             self._retry(task, "it raised an exception")
         else:
+            if len(task.entries) > 1:
+                self._discard_results(task)
             self._finish(task, error)
+
+    def _discard_results(self, task: TaskRecord) -> None:
+        """It has failed for good, after it may have put results, or some of them, into the store."""
+        self._runtime.store.client.free([entry.id for entry in task.entries])
 
     def _arg_lost(self, connection: Connection, frame: Frame) -> None:
         """The worker could not find an argument in the store."""
@@ -780,6 +790,8 @@ class Submitter:
 
     def lost(self, task: TaskRecord, error: BaseException) -> None:
         """Whoever ran it is gone: that is what became of it, unless it was being cancelled anyway."""
+        if task.state == SENT:
+            self._discard_results(task)
         self._finish(task, error if task.cancelled is None else self._cancel_error(task))
 
     def fail(self, task: TaskRecord, error: BaseException) -> None:

@@ -8,10 +8,9 @@ Pure: every method returns commands for the shell, tuples that start with a word
 ``("spill", object_id, offset, size)``        write the block to disk, then call `spilled` or `spill_failed`
 ``("restore", object_id, path, offset, size)``  read it back, then call `restored` or `restore_failed`
 ``("unlink", path)``                          the file is not needed any more
-``("recall", holder, object_ids)``            ask a client to let go of views of these that it keeps without
-need; with
-                                              no ids, of all that it keeps and of the rest of its leased
-                                              region
+``("recall", holder, object_ids)``            ask a client to let go of views of these that it keeps
+                                              without need; with no ids, of all that it keeps, and of
+                                              the rest of its region
 
 A *pin* is one process's right to read a block: while there is one, the block is neither reused, nor spilled,
 nor moved. Requests for space are served strictly in order, so that a large one is not starved by small ones.
@@ -132,8 +131,9 @@ class StoreState:
         if rest >= 0:
             self._regions[rest] = holder
         block = Block(object_id, size, offset, owner)
-        self._enter(block)
-        return self.seal(object_id)
+        commands: list[Command] = []
+        self._enter(block, commands)
+        return commands + self.seal(object_id)
 
     def give_back(self, holder: Hashable, offset: int) -> list[Command]:
         """A client returns the rest of its region."""
@@ -165,7 +165,7 @@ class StoreState:
             if block.state == RESTORING:
                 commands.append(("restore", block.object_id, block.path, offset, block.size))
             else:
-                self._enter(block)
+                self._enter(block, commands)
                 block.pins[request.holder] = 1
                 commands.append(("placed", request.token, offset))
         else:
@@ -243,21 +243,29 @@ class StoreState:
     def _full(self, size: int) -> str:
         biggest = sorted((b for b in self.blocks.values() if b.offset >= 0), key=lambda b: -b.size)[:5]
         holders = ", ".join(
-            f"{b.object_id.hex()[:16]}… {b.size} bytes "
-            f"({'pinned by ' + str(len(b.pins)) if b.pins else b.state})"
+            f"{b.object_id.hex()} of {b.size} bytes "
+            f"({self._use_of(b)})"
             for b in biggest
         )
         return (
             f"no room for {size} bytes: {self.allocator.used} of {self.allocator.capacity} are in use and "
-            "cannot be spilled. "
+            f"cannot be spilled; the largest free piece has {self.allocator.largest}. "
             f"The biggest: {holders or 'none'}. Drop references and arrays that you no longer need, or start "
             "with a "
             "larger object_store_memory"
         )
 
+    @staticmethod
+    def _use_of(block: Block) -> str:
+        if not block.sealed:
+            return "being written"
+        if block.pins:
+            return f"read by {len(block.pins)} process{'es' if len(block.pins) > 1 else ''}"
+        return block.state
+
     # ---- objects -------------------------------------------------------------------------------------
 
-    def _enter(self, block: Block) -> None:
+    def _enter(self, block: Block, commands: list[Command]) -> None:
         old = self.blocks.get(block.object_id)
         if old is not None:
             # A task that is run again makes its results again.
@@ -267,7 +275,7 @@ class StoreState:
                 old.deleting = True
                 self._zombies.add(old)
             else:
-                self._forget_space(old)
+                self._drop(old, commands)
         self.blocks[block.object_id] = block
         if self._freed_early.pop(block.object_id, self) is None:
             block.deleting = True
@@ -321,6 +329,16 @@ class StoreState:
             self._queue.append(_Request(block.size, None, None, block))
             return self.serve()
         return []
+
+    def pin_at_once(self, holder: Hashable, object_id: bytes) -> tuple[int, int] | None:
+        """As `pin`, for whoever reads many: (offset, size), or None when the answer would have to wait."""
+        block = self.blocks.get(object_id)
+        if block is None or block.deleting or not block.sealed or block.state not in (IN_MEMORY, SPILLING):
+            return None
+        block.pins[holder] = block.pins.get(holder, 0) + 1
+        self._idle.pop(object_id, None)
+        self._recalled.discard(holder)
+        return block.offset, block.size
 
     @staticmethod
     def _lost(token: Any, object_id: bytes) -> Command:
@@ -527,5 +545,6 @@ class StoreState:
             "spilled_objects": self.spilled_objects,
             "restored_objects": self.restored_objects,
             "regions": len(self._regions),
+            "region_bytes": sum(self.allocator.size_of(offset) for offset in self._regions),
             "waiting": len(self._queue),
         }

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 _MADV_POPULATE_WRITE = 23  # Linux 5.14
+_POPULATE_STEP = 8 * 1024 * 1024  # some milliseconds
 
 
 def create_arena(capacity: int, directory: str) -> int:
@@ -88,7 +89,10 @@ class Arena:
     def populate(self, offset: int, size: int) -> bool:
         """Have the system provide the memory of a range now (Linux 5.14+). False when it cannot."""
         try:
-            self._map.madvise(_MADV_POPULATE_WRITE, offset, size)
+            # In steps, because the GIL is held during each: the runtime's thread has to answer meanwhile.
+            for start in range(offset, offset + size, _POPULATE_STEP):
+                step = min(_POPULATE_STEP, offset + size - start)
+                self._map.madvise(_MADV_POPULATE_WRITE, start, step)
         except (OSError, ValueError, AttributeError):
             return False
         return True

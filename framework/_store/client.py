@@ -116,7 +116,12 @@ class StoreClient:
                 if offset >= 0:
                     self._fill(arena, offset, size, header, pickle_offset, pickled, places, views)
                     self._link.node_cast(m.STORE_ADOPT, object_id, offset, size, owner)
-                    return size
+            if time.monotonic() < self._pressed_until:
+                # `recall` may have come while the lock was taken: then nobody has returned the region yet.
+                with self._lock:
+                    self._return_region()
+            if offset >= 0:
+                return size
         offset, warm = self._link.node_call(m.STORE_CREATE, object_id, size, owner)
         if not warm and size >= limits.STORE_POPULATE:
             arena.populate(offset, aligned(size))
@@ -132,19 +137,26 @@ class StoreClient:
         """With the lock: room for a small object in the region; -1 when none can be had without waiting."""
         region, needed = self._region, aligned(size)
         if region.room < needed:
-            if region.offset >= 0:
-                self._link.node_cast(m.STORE_RETURN, region.offset)
-                region.offset, region.room = -1, 0
+            self._return_region()
             found = self._link.node_call(m.STORE_LEASE, limits.STORE_REGION)
             if found is None:
                 return -1
             region.offset, region.room = found
+            if region.room < needed:
+                return -1  # a small store leases small regions
         offset = region.offset
         region.offset += needed
         region.room -= needed
         if region.room == 0:
             region.offset = -1
         return offset
+
+    def _return_region(self) -> None:
+        """With the lock: give the rest of the region back."""
+        region = self._region
+        if region.offset >= 0:
+            self._link.node_cast(m.STORE_RETURN, region.offset)
+            region.offset, region.room = -1, 0
 
     @staticmethod
     def _fill(
@@ -197,6 +209,25 @@ class StoreClient:
         self._views[object_id] = self._watch(object_id, view)
         self._keep(object_id, view)
         return layout.parts(memoryview(view.data))
+
+    def held(self, object_id: bytes) -> View | None:
+        """The view of this object that is alive in this process, if there is one."""
+        view = self._kept.get(object_id)
+        if view is None:
+            known = self._views.get(object_id)
+            view = known() if known is not None else None
+        return view
+
+    def arrived_many(self, object_ids: list[bytes], places: list[int]) -> dict[bytes, View]:
+        """The answer to STORE_PIN_MANY has come (loop): the views. `read` finds them for as long as the
+        caller holds them."""
+        arena = self._opened()
+        views = {}
+        for object_id, offset, size in zip(object_ids, places[::2], places[1::2], strict=True):
+            if offset >= 0:
+                view = views[object_id] = arena.base(offset, size)
+                self._views[object_id] = self._watch(object_id, view)
+        return views
 
     def _keep(self, object_id: bytes, view: View) -> None:
         """Keep a view beyond its use. Without the lock: whoever holds that may be waiting for the loop, which
@@ -266,9 +297,7 @@ class StoreClient:
         if self._lock.acquire(False):
             try:
                 self._kept.clear()
-                if self._region.offset >= 0:
-                    self._link.node_cast(m.STORE_RETURN, self._region.offset)
-                    self._region.offset, self._region.room = -1, 0
+                self._return_region()
             finally:
                 self._lock.release()
         else:
@@ -314,13 +343,15 @@ class StoreClient:
         base = unsealed.base()
         # One reference is `base` here, one the argument of getrefcount, one `array.base`. Any more: another
         # view may write.
+        if base is None:
+            return None
         if (
-            base is None
-            or array.base is not base
+            array.base is not base
             or sys.getrefcount(base) > 3
             or not array.flags.c_contiguous
         ):
             return None
+        assert base is not None  # compared with `array.base`, it may be None again for type checkers
         pickled = describe(array)
         try:
             header, pickle_offset, _, size = layout.plan_in_place(len(pickled), array.nbytes)

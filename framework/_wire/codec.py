@@ -20,6 +20,12 @@ def new_packer() -> Callable[[Any], bytes]:
     return pack
 
 
+def unpack_frame(data: bytes) -> list[Any]:
+    """One frame that this process has packed itself."""
+    frame: list[Any] = msgpack.unpackb(data, raw=False, strict_map_key=False)
+    return frame
+
+
 class Decoder:
     """Bytes in, frames out, within limits."""
 

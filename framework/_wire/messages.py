@@ -95,6 +95,7 @@ STORE_FREE: Final = 87
 STORE_RETURN: Final = 88
 STORE_RECALL: Final = 89
 STORE_LIST: Final = 90
+STORE_PIN_MANY: Final = 91
 
 NoneType = type(None)
 Types = type | tuple[type, ...]
@@ -210,6 +211,7 @@ CATALOGUE: Final[dict[int, Message]] = {
     STORE_RETURN: Message("store_return", offset=int),
     STORE_RECALL: Message("store_recall", objects=list),
     STORE_LIST: Message("store_list", rid=int),
+    STORE_PIN_MANY: Message("store_pin_many", rid=int, objects=list),
 }
 
 #: Frames of the hot path: their fields are taken apart by the handler, so only the length is checked here.

@@ -413,18 +413,24 @@ class ActorHost:
             for wire in wires
             if type(wire) is list and wire[0] == values.FORM_REFERENCE
         ]
+        self._runtime.ask_for([ref._entry for ref in refs])
         for ref in refs:
             await self._runtime.wait_async(ref._entry)
-            await self._at_hand(ref._entry.value)
+        wires += [ref._entry.value for ref in refs]
+        stored = [wire[1] for wire in wires if type(wire) is list and wire[0] == values.FORM_STORED]
+        kept: list[Any] = [*refs]
+        if len(stored) > 1:
+            views = await self._runtime.await_on_loop(self._runtime.store.prepare_many(stored))
+            kept.append(views)
         for wire in wires:
             await self._at_hand(wire)
-        return refs
+        return kept
 
     async def _at_hand(self, wire: Any) -> None:
         if (
             type(wire) is list
             and wire[0] == values.FORM_STORED
-            and not self._runtime.store.client.at_hand(wire[1])
+            and self._runtime.store.client.held(wire[1]) is None
         ):
             with contextlib.suppress(ObjectLostError):  # `decode_args` meets it again
                 await self._runtime.await_on_loop(self._runtime.store.prepare(wire[1]))

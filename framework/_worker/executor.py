@@ -515,13 +515,30 @@ class Executor:
                 break
         if plain and not kwargs:
             return args, {}
-        decoded = [self._decode_arg(value) for value in args]
-        keywords = {name: self._decode_arg(value) for name, value in kwargs.items()} if kwargs else {}
-        return decoded, keywords
+        if len(args) == 1 and not kwargs:
+            return [self._decode_arg(args[0], None)], {}
+        every = [*args, *kwargs.values()] if kwargs else args
+        refs = {
+            position: self.runtime.make_ref(value[1], value[2])
+            for position, value in enumerate(every)
+            if type(value) is list and value[0] == values.FORM_REFERENCE
+        }
+        wires = every
+        if refs:
+            self.runtime.get([ref._entry for ref in refs.values()], None)
+            wires = list(every)
+            for position, ref in refs.items():
+                wires[position] = ref._entry.value
+        decoded: list[Any] = [None] * len(every)
+        for position in self.runtime.store.in_batches(wires):
+            decoded[position] = self._decode_arg(every[position], refs.get(position))
+        keywords = dict(zip(kwargs, decoded[len(args) :], strict=True)) if kwargs else {}
+        return decoded[: len(args)], keywords
 
-    def _decode_arg(self, value: Any) -> Any:
+    def _decode_arg(self, value: Any, ref: Any) -> Any:
         if type(value) is list and value[0] == values.FORM_REFERENCE:
-            ref = self.runtime.make_ref(value[1], value[2])
+            if ref is None:
+                ref = self.runtime.make_ref(value[1], value[2])
             entry = ref._entry
             if not entry.state:
                 self.runtime.get([entry], None)

@@ -33,7 +33,8 @@ def sample(workload: Workload, settings: Settings) -> list[list[float]]:
     if workload.product:
         context = fw.init(num_cpus=settings.cpus, log_to_driver=False)
     with context, workload.prepare(settings) as measure:
-        return collect(measure, settings.runs, settings.seconds, warm_up=not workload.fresh)
+        runs = 1 if workload.once else settings.runs
+        return collect(measure, runs, settings.seconds, warm_up=not workload.fresh)
 
 
 def main() -> None:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 from framework.benchmarks.floors import ECHO_BATCH, INTERPRETER
@@ -15,6 +15,7 @@ FIRST_RESULT = str(Path(__file__).with_name("first_result.py"))
 START_UP_TIMEOUT = 120.0
 _QUEUE_TIMEOUT = 600.0
 _QUEUED = 100_000
+_QUEUED_MORE = 1_000_000
 
 
 def figures(arguments: Sequence[str], timeout: float) -> dict[str, float]:
@@ -48,16 +49,27 @@ def _start_up(settings: Settings) -> Iterator[Measure]:
     yield measure
 
 
-@contextmanager
-def _queue(settings: Settings) -> Iterator[Measure]:
-    count = settings.batch(_QUEUED)
+def _queue(tasks: int) -> Callable[[Settings], AbstractContextManager[Measure]]:
+    @contextmanager
+    def prepare(settings: Settings) -> Iterator[Measure]:
+        count = settings.batch(tasks)
 
-    def measure(seconds: float) -> Sequence[float]:
-        arguments = ["-m", "framework.benchmarks.queue_once", str(count), str(settings.cpus)]
-        found = figures(arguments, _QUEUE_TIMEOUT)
-        return found["submit"], found["bytes"], found["drain"]
+        def measure(seconds: float) -> Sequence[float]:
+            arguments = ["-m", "framework.benchmarks.queue_once", str(count), str(settings.cpus)]
+            found = figures(arguments, _QUEUE_TIMEOUT)
+            return found["submit"], found["bytes"], found["drain"]
 
-    yield measure
+        yield measure
+
+    return prepare
+
+
+def _queue_rows(name: str) -> tuple[Row, ...]:
+    return (
+        Row(f"queue of {name} tasks, submit", PER_SECOND, ECHO_BATCH),
+        Row(f"queue of {name} tasks, per task", BYTES),
+        Row(f"queue of {name} tasks, drain", PER_SECOND, ECHO_BATCH),
+    )
 
 
 WORKLOADS: tuple[Workload, ...] = (
@@ -74,15 +86,6 @@ WORKLOADS: tuple[Workload, ...] = (
         product=False,
         fresh=True,
     ),
-    Workload(
-        "queue",
-        (
-            Row("queue of 100k tasks, submit", PER_SECOND, ECHO_BATCH),
-            Row("queue of 100k tasks, per task", BYTES),
-            Row("queue of 100k tasks, drain", PER_SECOND, ECHO_BATCH),
-        ),
-        _queue,
-        product=False,
-        fresh=True,
-    ),
+    Workload("queue", _queue_rows("100k"), _queue(_QUEUED), product=False, fresh=True),
+    Workload("queue", _queue_rows("1M"), _queue(_QUEUED_MORE), product=False, fresh=True, once=True),
 )

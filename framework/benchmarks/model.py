@@ -65,7 +65,8 @@ class Workload:
 
     `prepare` sets up what is not timed and yields the `Measure`; leaving it takes everything down again.
     With `product` the workload runs inside `framework.init`; floors, peers and fresh-process rows do not.
-    With `fresh` every sample is a new process, so there is nothing to warm up.
+    With `fresh` every sample is a new process, so there is nothing to warm up. With `once` there is one run,
+    however many are asked for, because it takes a minute or more.
     """
 
     group: str
@@ -73,6 +74,7 @@ class Workload:
     prepare: Callable[[Settings], AbstractContextManager[Measure]]
     product: bool = True
     fresh: bool = False
+    once: bool = False
 
     @property
     def name(self) -> str:

@@ -56,6 +56,7 @@ def list_objects(
 
 def store_stats() -> dict[str, int]:
     """Numbers of this node's object store: ``capacity``, ``used``, ``objects``, ``pins``, ``spilled_bytes``,
-    ``spilled_objects``, ``restored_objects``, ``regions``, ``waiting``; sizes in bytes."""
+    ``spilled_objects``, ``restored_objects``, ``regions``, ``region_bytes`` (leased to processes for small
+    objects to come, part of ``used``), ``waiting``; sizes in bytes."""
     stats: dict[str, int] = current().store.node_call(m.STORE_LIST)["stats"]
     return stats

@@ -44,7 +44,8 @@ def actor(session: object) -> Iterator[object]:
 def sockets() -> list[Path]:
     """Those of the node, the head, this driver and all workers."""
     directory = Path(fw.init(ignore_reinit_error=True)["session_dir"]) / "sockets"
-    return [path for path in directory.iterdir() if stat.S_ISSOCK(path.stat().st_mode)]
+    # That of the store speaks no frames: it hands out a descriptor and closes.
+    return [p for p in directory.iterdir() if stat.S_ISSOCK(p.stat().st_mode) and p.name != "store"]
 
 
 def connect(path: Path) -> socket.socket:

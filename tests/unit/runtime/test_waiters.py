@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from typing import Any
+from unittest import mock
 
 import pytest
 
@@ -20,7 +21,7 @@ def entry(number: int = 0) -> Entry:
 
 def complete(target: Entry, state: int = READY) -> None:
     target.state = state
-    Objects.notify(target)
+    Objects(mock.Mock()).notify(target)
 
 
 def test_a_waiter_is_called_when_the_entry_is_done() -> None:

@@ -211,7 +211,7 @@ def test_nothing_that_is_pinned_is_spilled() -> None:
     assert store.create("t", "writer", b"2" * 28, ALIGNMENT, "owner") == [("recall", "reader", [])]
     ((word, token, kind, text),) = store.give_up("t")
     assert (word, token, kind) == ("refuse", "t", "ObjectStoreFullError")
-    assert "pinned by 1" in text and "8192 bytes" in text
+    assert "read by 1 process" in text and "8192 bytes" in text and only.hex() in text
 
 
 def test_requests_for_space_are_met_in_order() -> None:
@@ -270,3 +270,17 @@ def test_a_region_is_carved_without_asking_again() -> None:
     assert store.allocator.used == 4 * ALIGNMENT
     store.holder_gone("owner")
     assert store.allocator.used == 0
+
+
+def test_a_result_made_again_replaces_its_spilled_copy() -> None:
+    store = StoreState(2 * ALIGNMENT)
+    first = make(store, 1, 2 * ALIGNMENT)
+    (spill,) = store.create("t", "writer", b"2" * 28, 2 * ALIGNMENT, "owner")
+    assert spill[:2] == ("spill", first)
+    assert store.spilled(first, "file") == [("placed", "t", 0)]
+    store.free(b"2" * 28)
+    store.abort(b"2" * 28, "writer")
+    store.unpin(b"2" * 28, "writer")
+    commands = store.create("t", "writer", first, ALIGNMENT, "owner")
+    assert ("unlink", "file") in commands
+    assert store.stats["spilled_bytes"] == 0
