@@ -242,11 +242,7 @@ class StoreState:
 
     def _full(self, size: int) -> str:
         biggest = sorted((b for b in self.blocks.values() if b.offset >= 0), key=lambda b: -b.size)[:5]
-        holders = ", ".join(
-            f"{b.object_id.hex()} of {b.size} bytes "
-            f"({self._use_of(b)})"
-            for b in biggest
-        )
+        holders = ", ".join(f"{b.object_id.hex()} of {b.size} bytes ({self._use_of(b)})" for b in biggest)
         return (
             f"no room for {size} bytes: {self.allocator.used} of {self.allocator.capacity} are in use and "
             f"cannot be spilled; the largest free piece has {self.allocator.largest}. "

@@ -345,11 +345,7 @@ class StoreClient:
         # view may write.
         if base is None:
             return None
-        if (
-            array.base is not base
-            or sys.getrefcount(base) > 3
-            or not array.flags.c_contiguous
-        ):
+        if array.base is not base or sys.getrefcount(base) > 3 or not array.flags.c_contiguous:
             return None
         assert base is not None  # compared with `array.base`, it may be None again for type checkers
         pickled = describe(array)
