@@ -180,8 +180,11 @@ class ActorClient:
 
     def finished(self, task: TaskRecord) -> None:
         """A call is over."""
-        if self.inflight.pop(task.unique, None) is not None and self.queue:
+        sent = self.inflight.pop(task.unique, None) is not None
+        if self.queue:
             self._actors.dirty.add(self)
+            if not sent:  # it ended in the queue, and may have held up those behind it
+                self._actors.runtime.flush_soon()
 
     def connection_of(self, task: TaskRecord) -> Connection | None:
         return self.connection if task.unique in self.inflight else None
@@ -252,11 +255,14 @@ class Actors:
         self, client: ActorClient, spec: dict[str, Any], deps: list[tuple[Any, Entry]], refs: list[Any] | None
     ) -> None:
         missing = {id(entry): entry for _, entry in deps if not entry.state}
-        if not missing:
+        if not missing and not any(entry.state == FAILED for _, entry in deps):
             self._register(client, spec, deps, refs)
             return
         # Announce it, so that its name is taken, and others who get a handle learn that it is to come.
         self._tell_head(client, {**spec, "payload": b"", "args": [], "kwargs": None, "waiting": True})
+        if not missing:
+            self._register(client, spec, deps, refs)
+            return
 
         def arrived(entry: Entry) -> None:
             if missing.pop(id(entry), None) is not None and (not missing or entry.state == FAILED):

@@ -396,17 +396,22 @@ class Executor:
         """The executing thread: send a reply, with those before and after it if more work waits."""
         connection.buffer(data)
         if at_once:
-            # The other thread may hold the connection and wait for the interpreter, while this one runs the
-            # next tasks.
-            connection.flush(wait=True)
-            while not connection.written:
-                time.sleep(0.001)
+            self._write_out(connection)
             self._last_flush = time.monotonic_ns()
         elif not self.queue or time.monotonic_ns() - self._last_flush > FLUSH_AFTER_NS:
             connection.flush()
             self._last_flush = time.monotonic_ns()
         else:
             self._unflushed.add(connection)
+
+    @staticmethod
+    def _write_out(connection: Connection) -> None:
+        """The executing thread: what has been said must not be lost if user code ends this process now. The
+        other thread may hold the connection and wait for the interpreter: `flush` alone would leave it to
+        that one."""
+        connection.flush(wait=True)
+        while not connection.written:
+            time.sleep(0.001)
 
     def context_of(self, template: ExecTemplate, unique: int, extra: dict[str, Any] | None) -> TaskContext:
         """The context of a task that begins."""
@@ -705,15 +710,19 @@ class Executor:
         """The executing thread: one item of a stream."""
         pack = self.thread.pack
         if type(value) in values.ATOM_TYPES and values.is_atom(value):
-            connection.send(pack((m.ITEM, unique, index, value)))
+            self._send_item(connection, template, pack((m.ITEM, unique, index, value)))
             return
         wire, refs = self._wire_of(
             connection, template, unique, index + 2, value, f"item {index} of {template.name}()"
         )
         if refs:
             self.runtime.objects.hold(connection, unique, index + 2, refs)
-        data = pack((m.ITEM, unique, index, wire))
+        self._send_item(connection, template, pack((m.ITEM, unique, index, wire)))
+
+    def _send_item(self, connection: Connection, template: ExecTemplate, data: bytes) -> None:
         connection.send(data)
+        if template.careful:
+            self._write_out(connection)
 
     # ---- the end -------------------------------------------------------------------------------------
 
