@@ -51,6 +51,7 @@ if TYPE_CHECKING:
     from framework._session import init as init
     from framework._session import is_initialized as is_initialized
     from framework._session import shutdown as shutdown
+    from framework.actor import Actor as Actor
     from framework.actor import ActorClass as ActorClass
     from framework.actor import ActorHandle as ActorHandle
     from framework.actor import get_actor as get_actor
@@ -89,7 +90,7 @@ _WHERE = {
     ),
     "framework._base.retry": ("RetryPolicy",),
     "framework._session": ("init", "is_initialized", "shutdown"),
-    "framework.actor": ("ActorClass", "ActorHandle", "get_actor", "method"),
+    "framework.actor": ("Actor", "ActorClass", "ActorHandle", "get_actor", "method"),
     "framework.object_ref": ("DynamicObjectRefGenerator", "ObjectRef", "ObjectRefGenerator"),
     "framework.remote_function": ("RemoteFunction",),
     "framework.runtime_context": ("get_runtime_context",),
@@ -105,6 +106,7 @@ _NAMES = {name: module for module, names in _WHERE.items() for name in names}
 _MODULES = ("actor", "exceptions", "runtime_context", "util", "remote_function", "object_ref", "benchmarks")
 
 __all__ = [
+    "Actor",
     "ActorClass",
     "ActorHandle",
     "ActorID",

@@ -9,15 +9,18 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, Unpack, cast, overloa
 
 from framework._base import resources as res
 from framework._base.options import ActorOptions, TaskOptions
+from framework._handle import ActorHandle as Handle
 from framework._runtime.current import current
 from framework._wire import messages as m
-from framework.actor import ActorClass, ActorHandle
+from framework.actor import ActorClass
 from framework.object_ref import ObjectRef, ObjectRefGenerator
 from framework.remote_function import RemoteDecorator, RemoteFunction
 from framework.runtime_context import gpu_ids
 
 if TYPE_CHECKING:
+    from framework._actor_types import ActorType
     from framework._base.keywords import RemoteKeywords
+    from framework.actor import ActorHandle
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -25,6 +28,8 @@ R = TypeVar("R")
 # ---- remote ------------------------------------------------------------------------------------------
 
 
+@overload
+def remote(target: type[ActorType], /) -> type[ActorType]: ...  # type: ignore[overload-overlap]
 @overload
 def remote(target: type[R], /) -> ActorClass[R]: ...  # type: ignore[overload-overlap]
 @overload
@@ -123,7 +128,7 @@ def _shown(value: object) -> str:
 def _hint(value: object) -> str:
     if isinstance(value, RemoteFunction):
         return " (call .remote() on it first)"
-    if isinstance(value, ActorHandle):
+    if isinstance(value, Handle):
         return " (an actor handle: call one of its methods with .remote())"
     if inspect.iscoroutine(value):
         return " (a coroutine: await it)"
@@ -220,7 +225,7 @@ def kill(actor: ActorHandle[Any], *, no_restart: bool = True) -> None:
 
     Raises `TypeError` for what is not a handle.
     """
-    if not isinstance(actor, ActorHandle):
+    if not isinstance(actor, Handle):
         raise TypeError(
             f"kill() takes the handle of an actor, got {_shown(actor)}; for tasks there is cancel()"
         )

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 import sys
-from typing import Any
-
-import numpy as np
-from numpy.typing import ArrayLike, DTypeLike, NDArray
+from typing import TYPE_CHECKING, Any
 
 from framework._runtime.current import current
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 
 def empty(shape: int | tuple[int, ...], dtype: DTypeLike = float) -> NDArray[Any]:
@@ -23,6 +24,8 @@ def empty(shape: int | tuple[int, ...], dtype: DTypeLike = float) -> NDArray[Any
     `shape` and `dtype` as for ``numpy.empty``; object dtypes are refused (`TypeError`). Raises
     `ObjectStoreFullError` when the store has no room. Blocks for a round trip to the node.
     """
+    import numpy as np  # not at the top: every process of a session loads this module when it starts
+
     kind = np.dtype(dtype)
     if kind.hasobject:
         raise TypeError(f"arrays of Python objects cannot live in shared memory: dtype {kind}")
@@ -48,5 +51,7 @@ def zeros(shape: int | tuple[int, ...], dtype: DTypeLike = float) -> NDArray[Any
 
 def empty_like(prototype: ArrayLike, dtype: DTypeLike | None = None) -> NDArray[Any]:
     """As `empty`, with the shape and dtype of another array."""
+    import numpy as np
+
     other = np.asanyarray(prototype)
     return empty(other.shape, dtype if dtype is not None else other.dtype)

@@ -15,8 +15,15 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, cast
 
 from framework._base import limits
-from framework._base import resources as res
 from framework._base.ids import WORKER_ID_SIZE
+from framework._init_checks import (
+    check_flags,
+    check_names,
+    check_namespace,
+    checked_env,
+    checked_logging,
+    wanted_resources,
+)
 from framework._runtime.current import (
     existing,
     forget_shutdown,
@@ -148,6 +155,7 @@ def init(
     runtime_env: dict[str, Any] | None = None,
     configure_logging: bool = True,
     logging_level: int | str | None = None,
+    logging_format: str | None = None,
     include_dashboard: bool | None = None,
     local_mode: bool = False,
     **unknown: Any,
@@ -155,10 +163,13 @@ def init(
     """Start a session, or connect to one.
 
     Without `address` (and without ``FRAMEWORK_ADDRESS`` in the environment) it starts a node process on this
-    machine that ends with this process. `address` is the session directory of a running node.
+    machine that ends with this process; ``"local"`` means that, whatever the environment says. Otherwise
+    `address` is the directory of a running session, or ``"auto"``: the latest that was started by
+    ``python -m framework start --head``. The session goes on when this process leaves it.
 
     - `num_cpus`, `num_gpus`, `memory` (bytes), `resources`: what the new node offers; found out where not
-      given.
+      given. They, `object_store_memory`, `spill_directory` and `memory_usage_threshold` are for new nodes
+      only.
     - `object_store_memory`: bytes of shared memory for large values; by default 30 % of the machine's (or the
       control group's).
     - `spill_directory`: where they go when that is full; by default the session directory. A URL of fsspec
@@ -168,17 +179,44 @@ def init(
     - `namespace`: where names of actors are looked up; by default one of this job's own.
     - `ignore_reinit_error`: return the running session instead of raising when `init` was called before.
     - `log_to_driver`: show here what tasks print.
+    - `configure_logging`, `logging_level` (by default ``logging.INFO``), `logging_format`: set up the logger
+      ``framework`` here and in the workers of this job; with ``configure_logging=False`` it is left alone.
     - `runtime_env`: ``{"env_vars": {...}}`` for all tasks and actors of this job, which may add to it.
 
     Blocks until the node is up (about 0.2 s), except inside of a running event loop: there the start goes on
     in the background, ``async with init()`` waits for it, and calls made before it is done are queued.
 
-    Raises `AlreadyInitializedError` when called twice, `ConnectionFailedError` for an address where nothing
-    answers, `ValueError` or `TypeError` for arguments that make no sense, `LocalNodeDiedError` when the node
-    cannot start.
+    Raises `AlreadyInitializedError` when called twice, `ConnectionFailedError` (a `ConnectionError`) for an
+    address where nothing answers, `ValueError` or `TypeError` for arguments that make no sense (among them
+    ``include_dashboard=True``: there is none), `LocalNodeDiedError` when the node cannot start.
     """
-    _check_init(unknown, local_mode, object_store_memory, namespace)
-    env = _checked_env(runtime_env)
+    if unknown:
+        check_names(unknown, [*init.__kwdefaults__, "address"])
+    check_flags(
+        {
+            "ignore_reinit_error": ignore_reinit_error,
+            "log_to_driver": log_to_driver,
+            "configure_logging": configure_logging,
+        },
+        include_dashboard,
+        local_mode,
+    )
+    check_namespace(namespace)
+    of_node = (
+        num_cpus,
+        num_gpus,
+        memory,
+        resources,
+        object_store_memory,
+        spill_directory,
+        memory_usage_threshold,
+    )
+    facts = {
+        "namespace": namespace,
+        "log_to_driver": log_to_driver,
+        "env": checked_env(runtime_env),
+        "logging": checked_logging(configure_logging, logging_level, logging_format),
+    }
     with start_lock():
         running = existing()
         if running is not None:
@@ -192,18 +230,16 @@ def init(
                 "init() was called before in this process: call shutdown() first, or pass "
                 "ignore_reinit_error=True"
             )
-        wanted = {
-            "num_cpus": num_cpus,
-            "num_gpus": num_gpus,
-            "memory": memory,
-            "resources": resources,
-            "object_store_memory": int(object_store_memory) if object_store_memory is not None else None,
-            "spill_directory": _checked_spill_directory(spill_directory),
-            "memory_threshold": _checked_threshold(memory_usage_threshold),
-        }
-        res.parse(num_cpus, num_gpus, memory, resources, default_cpus=1)  # errors before anything is started
+        wanted = wanted_resources(*of_node)
+        given = address
         address = address or os.environ.get("FRAMEWORK_ADDRESS") or None
-        context = _start(address, wanted, namespace, log_to_driver, env)
+        if address is not None and address != "local" and any(value is not None for value in of_node):
+            raise ValueError(
+                "num_cpus, num_gpus, memory, resources, object_store_memory, spill_directory and "
+                f"memory_usage_threshold are for a new node; this connects to {address!r}"
+                + ("" if given else " (from the environment variable FRAMEWORK_ADDRESS)")
+            )
+        context = _start(address, wanted, facts)
     if not _in_loop():
         try:
             context._runtime.node_ready.result(limits.NODE_START_TIMEOUT)
@@ -212,92 +248,12 @@ def init(
     return context
 
 
-def _check_init(
-    unknown: dict[str, Any], local_mode: bool, object_store_memory: int | None, namespace: str | None
-) -> None:
-    if unknown:
-        import difflib
-        import inspect
-
-        name = next(iter(unknown))
-        valid = [p for p in inspect.signature(init).parameters if p != "unknown"]
-        ignored = [n for n in unknown if n.startswith(("_", "dashboard")) or n in _IGNORED]
-        if len(ignored) < len(unknown):
-            name = next(n for n in unknown if n not in ignored)
-            close = difflib.get_close_matches(name, valid, n=1)
-            hint = f"; did you mean {close[0]!r}?" if close else ""
-            raise ValueError(f"init() has no argument {name!r}{hint} Valid: {', '.join(valid)}")
-    if local_mode:
-        raise ValueError("local_mode is not supported: a session starts fast enough to be used in tests")
-    if object_store_memory is not None and (
-        isinstance(object_store_memory, bool)
-        or not isinstance(object_store_memory, int | float)
-        or object_store_memory <= 0
-    ):
-        raise ValueError(f"object_store_memory is a positive number of bytes, got {object_store_memory!r}")
-    if namespace is not None and (not isinstance(namespace, str) or not namespace):
-        raise ValueError(f"namespace is a non-empty str, got {namespace!r}")
-
-
-_IGNORED = frozenset({"logging_format", "log_level", "enable_resource_isolation", "labels", "job_config"})
-
-
-def _checked_threshold(threshold: float | None) -> float:
-    if threshold is None:
-        text = os.environ.get("FRAMEWORK_MEMORY_USAGE_THRESHOLD")
-        threshold = float(text) if text else limits.MEMORY_THRESHOLD
-    if isinstance(threshold, bool) or not isinstance(threshold, int | float) or not 0 < threshold <= 1:
-        raise ValueError(f"memory_usage_threshold is a share between 0 and 1, got {threshold!r}")
-    return float(threshold)
-
-
-def _checked_spill_directory(directory: str | None) -> str | None:
-    directory = directory or os.environ.get("FRAMEWORK_SPILL_DIRECTORY") or None
-    if directory is None:
-        return None
-    if "://" in directory:
-        _check_spill_url(directory)
-        return directory
-    if not os.path.isdir(directory):
-        raise ValueError(f"spill_directory {directory!r} is not a directory: create it first")
-    return os.path.abspath(directory)
-
-
-def _check_spill_url(url: str) -> None:
-    try:
-        from fsspec import get_filesystem_class
-    except ImportError:
-        raise ImportError(
-            f"spill_directory {url!r} is a URL: that takes fsspec; install the extra: framework[spill]"
-        ) from None
-    try:
-        get_filesystem_class(url.partition("://")[0].partition("::")[0])
-    except (ImportError, ValueError) as error:
-        raise type(error)(f"spill_directory {url!r} cannot be used: {error}") from None
-
-
 def _in_loop() -> bool:
     asyncio = sys.modules.get("asyncio")
     return asyncio is not None and asyncio._get_running_loop() is not None
 
 
-def _checked_env(runtime_env: dict[str, Any] | None) -> dict[str, str]:
-    """The variables of the job's runtime environment."""
-    if runtime_env is None:
-        return {}
-    from framework._base.options import TaskOptions
-
-    checked = TaskOptions.parse({"runtime_env": runtime_env}).runtime_env or {}
-    return cast("dict[str, str]", checked.get("env_vars", {}))
-
-
-def _start(
-    address: str | None,
-    wanted: dict[str, Any],
-    namespace: str | None,
-    log_to_driver: bool,
-    env: dict[str, str],
-) -> Context:
+def _start(address: str | None, wanted: dict[str, Any], facts: dict[str, Any]) -> Context:
     forget_shutdown()
     identity = os.urandom(WORKER_ID_SIZE)
     node = None
@@ -311,20 +267,24 @@ def _start(
         else:
             session_dir = _session_at(address)
         from framework import _boot  # the node process starts meanwhile
+        from framework._runtime import logs
         from framework._runtime.output import LogPrinter
 
         config = _boot.Config(session_dir=session_dir, worker_id=identity, is_driver=True)
-        config.namespace = namespace or f"anonymous-{identity.hex()[:16]}"
-        config.log_to_driver = log_to_driver
-        config.env = env
+        config.namespace = facts["namespace"] or f"anonymous-{identity.hex()[:16]}"
+        config.log_to_driver = facts["log_to_driver"]
+        config.env = facts["env"]
         config.job_facts = {
             "sys_path": _search_path(),
             "cwd": _working_directory(),
             "namespace": config.namespace,
+            "logging": facts["logging"],
         }
+        if facts["logging"] is not None:
+            logs.configure(*facts["logging"])
         runtime = _boot.make_runtime(config)
         runtime.start()
-        if log_to_driver:
+        if config.log_to_driver:
             _session.printer = LogPrinter(runtime)
         if node is not None:
             _boot.attach(node, runtime)
@@ -354,13 +314,22 @@ def _session_at(address: str) -> str:
 
     if not isinstance(address, str):
         raise TypeError(f"address is a str, got {address!r}")
+    if address == "auto":
+        from framework._node.control import running_sessions
+
+        found = running_sessions()
+        if not found:
+            raise ConnectionFailedError(
+                "address='auto', but no session of this user runs: start one with "
+                "`python -m framework start --head`"
+            )
+        return found[0]
     if os.path.isdir(os.path.join(address, "sockets")):
         return os.path.abspath(address)
     raise ConnectionFailedError(
         f"nothing answers at address {address!r}: it is not the directory of a running session (clusters of "
-        "several machines, "
-        "with addresses host:port, are not supported yet). Without an address, init() starts a node on this "
-        "machine"
+        "several machines, with addresses host:port, are not supported yet). Without an address, init() "
+        "starts a node on this machine; `python -m framework start --head` starts one that stays"
     )
 
 
@@ -451,7 +420,8 @@ def _say_goodbye(runtime: Runtime, stop_node: bool) -> bool:
             await asyncio.wait_for(node.call(m.LOG_FLUSH), limits.SHUTDOWN_GRACE)
         if stop_node:
             node.cast(m.NODE_STOP, "its driver has called shutdown()")
-            node.flush()
+            # What actors print in their shutdown hooks comes before the end of the connection.
+            await asyncio.wait_for(runtime.node_gone.wait(), limits.SESSION_HOOK_GRACE + limits.EXIT_GRACE)
 
     if not runtime.node_ready.done() or runtime.dead is not None:
         return False

@@ -621,6 +621,14 @@ class OutOfMemoryError(FrameworkError):
     default_message = "The node ran out of memory."
 
 
+class ActorOutOfMemoryError(ActorDiedError, OutOfMemoryError):
+    """The actor is dead because its node ran out of memory, and its process was the one to end.
+
+    Caught by ``except ActorDiedError`` and by ``except OutOfMemoryError``. The text has the memory of its
+    process and the top consumers. What to do: as for `OutOfMemoryError`; ``max_restarts`` restarts it.
+    """
+
+
 class RuntimeEnvSetupError(FrameworkError):
     """The ``runtime_env`` of a task or actor could not be set up. The text says which part of it."""
 

@@ -17,7 +17,9 @@ from framework._state.tasks import DYNAMIC, STREAMING, Template
 from framework.object_ref import ObjectRef, ObjectRefGenerator, ref_in
 
 if TYPE_CHECKING:
+    from framework._actor_types import ActorType
     from framework._base.keywords import TaskKeywords
+    from framework.actor import ActorClass
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -233,6 +235,8 @@ class RemoteDecorator(Protocol):
     """What ``remote(num_cpus=...)`` returns."""
 
     @overload
+    def __call__(self, target: type[ActorType], /) -> type[ActorType]: ...  # type: ignore[overload-overlap]
+    @overload
     def __call__(self, target: type[R], /) -> ActorClass[R]: ...  # type: ignore[overload-overlap]
     @overload
     def __call__(self, target: Callable[P, Coroutine[Any, Any, R]], /) -> RemoteFunction[P, ObjectRef[R]]: ...
@@ -246,6 +250,3 @@ class RemoteDecorator(Protocol):
     ) -> RemoteFunction[P, ObjectRefGenerator[R]]: ...
     @overload
     def __call__(self, target: Callable[P, R], /) -> RemoteFunction[P, ObjectRef[R]]: ...
-
-
-from framework.actor import ActorClass  # noqa: E402 - both sides name each other

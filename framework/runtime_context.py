@@ -59,6 +59,27 @@ class RuntimeContext:
         host = current().actor_host
         return host is not None and bool(host.restarted)
 
+    def save_actor_state(self) -> None:
+        """Save the state of the actor whose code runs: its ``__framework_save__()`` is called, and what that
+        returns is handed to ``__framework_restore__(state)`` if the actor is restarted. Blocks for one round
+        trip; in an async method, await `save_actor_state_async` instead.
+
+        Raises `RuntimeError` outside of actors, `TypeError` for an actor class without the hook or a state
+        that holds references, `SerializationError` for one that cannot be pickled.
+        """
+        self._actor_host().hooks.save()
+
+    async def save_actor_state_async(self) -> None:
+        """As `save_actor_state`, for the coroutine methods of async actors."""
+        await self._actor_host().hooks.save_async()
+
+    @staticmethod
+    def _actor_host() -> Any:
+        host = current().actor_host
+        if host is None:
+            raise RuntimeError("this code runs in a task or in the driver, not in an actor")
+        return host
+
     @property
     def current_actor(self) -> Any:
         """A handle of the actor whose code runs. `RuntimeError` elsewhere."""
@@ -67,9 +88,9 @@ class RuntimeContext:
             raise RuntimeError(
                 "current_actor is only available inside an actor: this code runs in a task or in the driver"
             )
-        from framework.actor import ActorHandle, methods_of
+        from framework._handle import self_handle
 
-        return ActorHandle(host.actor_id, host.class_name, methods_of(host.cls), None, host.max_task_retries)
+        return self_handle(host)
 
     @property
     def namespace(self) -> str:

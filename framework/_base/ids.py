@@ -30,6 +30,7 @@ WORKER_ID_SIZE = 28
 PLACEMENT_GROUP_ID_SIZE = 18
 
 UNIQUE_MASK = 2**64 - 1
+SEVERAL_TASKS = UNIQUE_MASK  #: in place of the number of a running task: there may be many
 FIRST_RETURN_INDEX = 1
 FIRST_PUT_INDEX = 2**31
 NO_ACTOR_PREFIX = b"\xff" * ACTOR_UNIQUE_SIZE

@@ -49,6 +49,7 @@ class _OfActors(TypedDict, total=False):
     max_restarts: int | None
     max_task_retries: int | None
     max_pending_calls: int | None
+    save_every: int | None
     max_concurrency: int | None
     concurrency_groups: Mapping[str, int] | None
     allow_out_of_order_execution: bool | None
@@ -66,10 +67,9 @@ class RemoteKeywords(_Shared, _OfTasks, _OfActors, total=False):
     """What ``@remote(...)`` takes before it is known what it decorates."""
 
 
-class MethodKeywords(TypedDict, total=False):
-    """Options of actor methods, see `framework._base.options.MethodOptions`."""
+class OneResultKeywords(TypedDict, total=False):
+    """Options of actor methods, `num_returns` left out: those that do not change what a call gives."""
 
-    num_returns: Returns | None
     name: str | None
     max_task_retries: int | None
     retry_exceptions: bool | Sequence[type[BaseException]] | None
@@ -78,3 +78,9 @@ class MethodKeywords(TypedDict, total=False):
     generator_window: int | None
     _generator_backpressure_num_objects: int | None
     enable_task_events: bool | None
+
+
+class MethodKeywords(OneResultKeywords, total=False):
+    """Options of actor methods, see `framework._base.options.MethodOptions`."""
+
+    num_returns: Returns | None

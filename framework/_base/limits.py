@@ -23,6 +23,9 @@ LISTEN_BACKLOG: Final = 512
 
 # --- objects ---------------------------------------------------------------------------------------
 INLINE_LIMIT: Final = 100 * 1024  #: results up to this size travel inline and live with their owner
+DETACHED_INLINE_LIMIT: Final = (
+    16 * 1024 * 1024  #: of an argument that a detached actor keeps for restarts, when its creator may be gone
+)
 DROP_TICK: Final = 0.05  #: how soon dropped references are noticed by an otherwise idle process
 DROP_TICK_MAX: Final = 0.25
 
@@ -38,6 +41,9 @@ MAX_PENDING_PER_ACTOR_CONNECTION: Final = 10_000
 # --- streams ---------------------------------------------------------------------------------------
 STREAM_CLOSE_GRACE: Final = 1.0  #: between asking a producer to stop at its next item and interrupting it
 STREAM_WINDOW: Final = 64  #: items that a generator task may run ahead of its consumer
+
+# --- pools -----------------------------------------------------------------------------------------
+POOL_IMAP_AHEAD: Final = 8  #: chunks per process that `Pool.imap` reads and keeps ahead of its consumer
 
 # --- node ------------------------------------------------------------------------------------------
 MAX_WORKERS: Final = 4_096
@@ -64,6 +70,10 @@ OOM_RETRIES: Final = (
 
 # --- ends ------------------------------------------------------------------------------------------
 SHUTDOWN_GRACE: Final = 2.0
+SHUTDOWN_HOOK_GRACE: Final = 10.0  #: for the shutdown hook of an actor
+SESSION_HOOK_GRACE: Final = 1.5  #: for all of them, when the session ends
+POISON_DEATHS: Final = 10  #: deaths of an actor in the middle of one call, after which it is not tried again
+SUSPECT_DEATHS: Final = 3  #: after so many, a call is sent alone, to see whether it is the reason
 MAX_ERROR_TEXT: Final = 64 * 1024
 UNIX_PATH_MAX: Final = 100  #: sockaddr_un holds 108 bytes on Linux, 104 on macOS
 
@@ -81,3 +91,7 @@ LINEAGE_BYTES: Final = 256 * 1024 * 1024  #: what an owner keeps to make lost ob
 MAX_RECOVERIES: Final = 10  #: how often one read has a lost object made again before it gives up
 STORE_PRESSURE: Final = 1.0  #: after the node was short of memory, views are not kept for so long
 STORE_FULL_GRACE: Final = 10.0  #: how long a request waits for space in a full store
+
+# --- patterns --------------------------------------------------------------------------------------
+POOL_READ_AHEAD: Final = 1_000  #: items of ActorPool.map that are done or waiting before they are taken
+QUEUE_WAITING: Final = 1_000_000  #: blocked calls that a Queue serves at a time, in each direction

@@ -8,10 +8,10 @@ Everywhere None means «not given». A value of the wrong type is a `TypeError`,
 from __future__ import annotations
 
 import difflib
-import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import ClassVar, Self
 
+from framework._base import option_checks as checks
 from framework._base import resources as res
 from framework._base.retry import RetryPolicy
 
@@ -21,165 +21,6 @@ ACCELERATOR_UNITS = 10
 device.
 """
 
-RUNTIME_ENV_KEYS = ("env_vars",)
-_RUNTIME_ENV_LATER = frozenset(
-    ("py_modules", "py_executable", "working_dir", "pip", "uv", "conda", "container", "image_uri", "excludes")
-    + ("config", "worker_process_setup_hook", "nsight", "java_jars")
-)
-
-Check = Callable[[str, object], object]
-
-
-def _type_error(name: str, value: object, allowed: str) -> TypeError:
-    return TypeError(f"option {name} must be {allowed}, not {value!r} of type {type(value).__name__}")
-
-
-def _value_error(name: str, value: object, allowed: str) -> ValueError:
-    return ValueError(f"option {name} must be {allowed}, got {value!r}")
-
-
-def _integer(allowed: str, accept: Callable[[int], bool]) -> Check:
-    def check(name: str, value: object) -> int:
-        if isinstance(value, bool) or not isinstance(value, int):
-            raise _type_error(name, value, allowed)
-        if not accept(value):
-            raise _value_error(name, value, allowed)
-        return value
-
-    return check
-
-
-_retries = _integer("an integer >= -1 (-1: without end)", lambda n: n >= -1)
-_window = _integer("an integer >= 1, or -1 (no bound)", lambda n: n >= 1 or n == -1)
-_positive = _integer("an integer >= 1", lambda n: n >= 1)
-_natural = _integer("an integer >= 0", lambda n: n >= 0)
-
-
-def _amount(name: str, value: object) -> object:
-    res.to_units(value, name)
-    return value
-
-
-def _resources(name: str, value: object) -> dict[str, object]:
-    if not isinstance(value, Mapping):
-        raise _type_error(name, value, "a dict from names to amounts")
-    res.parse(0, None, None, value, default_cpus=0)
-    return dict(value)
-
-
-def _boolean(name: str, value: object) -> bool:
-    if not isinstance(value, bool):
-        raise _type_error(name, value, "True or False")
-    return value
-
-
-def _text(name: str, value: object) -> str:
-    if not isinstance(value, str):
-        raise _type_error(name, value, "a str")
-    if not value:
-        raise _value_error(name, value, "a str that is not empty")
-    return value
-
-
-def _seconds(name: str, value: object) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise _type_error(name, value, "a number of seconds above 0")
-    if not 0 < value < math.inf:
-        raise _value_error(name, value, "a finite number of seconds above 0")
-    return float(value)
-
-
-def _num_returns(name: str, value: object) -> int | str:
-    allowed = "an integer >= 0, 'streaming' or 'dynamic'"
-    if isinstance(value, bool) or not isinstance(value, int | str):
-        raise _type_error(name, value, allowed)
-    if (value not in ("streaming", "dynamic")) if isinstance(value, str) else value < 0:
-        raise _value_error(name, value, allowed)
-    return value
-
-
-def _retry_exceptions(name: str, value: object) -> bool | tuple[type[BaseException], ...]:
-    allowed = "True, False, or a list of exception classes"
-    if isinstance(value, bool):
-        return value
-    if not isinstance(value, list | tuple):
-        raise _type_error(name, value, allowed)
-    for item in value:
-        if not (isinstance(item, type) and issubclass(item, BaseException)):
-            raise TypeError(f"option {name} must be {allowed}; {item!r} in it is no exception class")
-    return tuple(value)
-
-
-def _retry_policy(name: str, value: object) -> RetryPolicy:
-    if not isinstance(value, RetryPolicy):
-        raise _type_error(name, value, "a RetryPolicy")
-    return value
-
-
-def _text_dict(name: str, value: object) -> dict[str, str]:
-    if not isinstance(value, Mapping):
-        raise _type_error(name, value, "a dict from str to str")
-    for key, item in value.items():
-        if not isinstance(key, str) or not isinstance(item, str):
-            raise TypeError(f"option {name} must be a dict from str to str, but it has {key!r}: {item!r}")
-    return dict(value)
-
-
-def _runtime_env(name: str, value: object) -> dict[str, object]:
-    if not isinstance(value, Mapping):
-        raise _type_error(name, value, "a dict")
-    supported = ", ".join(RUNTIME_ENV_KEYS)
-    result: dict[str, object] = {}
-    for key, item in value.items():
-        if key == "env_vars":
-            variables = _text_dict(f"{name}['env_vars']", item if item is not None else {})
-            for variable, text in variables.items():
-                if not variable or "=" in variable or "\0" in variable or "\0" in text:
-                    raise ValueError(f"option {name}: {variable!r}={text!r} is no valid environment variable")
-            result[key] = variables
-        elif key in _RUNTIME_ENV_LATER:
-            raise ValueError(f"option {name}: the key {key!r} is not supported; supported: {supported}")
-        else:
-            raise ValueError(f"option {name}: unknown key {key!r}; supported: {supported}")
-    return result
-
-
-def _strategy(name: str, value: object) -> object:
-    allowed = "'DEFAULT', 'SPREAD', or a node-affinity, node-label or placement-group strategy"
-    if isinstance(value, str):
-        if value not in ("DEFAULT", "SPREAD"):
-            raise _value_error(name, value, allowed)
-    elif isinstance(value, type) or not any(
-        hasattr(value, attribute) for attribute in ("node_id", "node_labels", "placement_group")
-    ):
-        raise _type_error(name, value, allowed)
-    return value
-
-
-def _lifetime(name: str, value: object) -> str:
-    if value not in ("detached", "non_detached"):
-        make = _value_error if isinstance(value, str) else _type_error
-        raise make(name, value, "'detached', 'non_detached' or None")
-    return str(value)
-
-
-def _concurrency_groups(name: str, value: object) -> dict[str, int]:
-    allowed = "a dict from names of groups to integers >= 1"
-    if not isinstance(value, Mapping):
-        raise _type_error(name, value, allowed)
-    for group, limit in value.items():
-        if not isinstance(group, str) or isinstance(limit, bool) or not isinstance(limit, int):
-            raise TypeError(f"option {name} must be {allowed}, but it has {group!r}: {limit!r}")
-        if not group or limit < 1:
-            raise ValueError(f"option {name} must be {allowed}, but it has {group!r}: {limit!r}")
-    return dict(value)
-
-
-def _metadata(name: str, value: object) -> dict[object, object]:
-    if not isinstance(value, Mapping):
-        raise _type_error(name, value, "a dict")
-    return dict(value)
-
 
 class _Options:
     """What the three kinds share. `_checks` also is the list of the options that exist."""
@@ -187,7 +28,7 @@ class _Options:
     __slots__ = ("_given",)
     _given: Mapping[str, object]
     _kind: ClassVar[str]
-    _checks: ClassVar[Mapping[str, Check]]
+    _checks: ClassVar[Mapping[str, checks.Check]]
     _defaults: ClassVar[Mapping[str, object]]
     _aliases: ClassVar[Mapping[str, str]] = {"_generator_backpressure_num_objects": "generator_window"}
 
@@ -267,25 +108,25 @@ class TaskOptions(_Options):
     """Options of a remote function. Amounts may be fractional; memory is in bytes, times in seconds."""
 
     _kind = "remote functions"
-    _checks: ClassVar[Mapping[str, Check]] = {
-        "num_cpus": _amount,
-        "num_gpus": _amount,
-        "memory": _amount,
-        "resources": _resources,
-        "name": _text,
-        "num_returns": _num_returns,
-        "max_retries": _retries,
-        "retry_exceptions": _retry_exceptions,
-        "retry_policy": _retry_policy,
-        "timeout": _seconds,
-        "max_calls": _natural,
-        "runtime_env": _runtime_env,
-        "scheduling_strategy": _strategy,
-        "accelerator_type": _text,
-        "label_selector": _text_dict,
-        "enable_task_events": _boolean,
-        "generator_window": _window,
-        "_metadata": _metadata,
+    _checks: ClassVar[Mapping[str, checks.Check]] = {
+        "num_cpus": checks.amount,
+        "num_gpus": checks.amount,
+        "memory": checks.amount,
+        "resources": checks.resources,
+        "name": checks.text,
+        "num_returns": checks.num_returns,
+        "max_retries": checks.retries,
+        "retry_exceptions": checks.retry_exceptions,
+        "retry_policy": checks.retry_policy,
+        "timeout": checks.seconds,
+        "max_calls": checks.natural,
+        "runtime_env": checks.runtime_env,
+        "scheduling_strategy": checks.strategy,
+        "accelerator_type": checks.text,
+        "label_selector": checks.text_dict,
+        "enable_task_events": checks.boolean,
+        "generator_window": checks.window,
+        "_metadata": checks.metadata,
     }
     _defaults: ClassVar[Mapping[str, object]] = {
         "num_cpus": 1,
@@ -334,26 +175,27 @@ class ActorOptions(_Options):
     """Options of an actor class. Amounts may be fractional; memory is in bytes."""
 
     _kind = "actors"
-    _checks: ClassVar[Mapping[str, Check]] = {
-        "num_cpus": _amount,
-        "num_gpus": _amount,
-        "memory": _amount,
-        "object_store_memory": _amount,
-        "resources": _resources,
-        "name": _text,
-        "namespace": _text,
-        "lifetime": _lifetime,
-        "get_if_exists": _boolean,
-        "max_restarts": _retries,
-        "max_task_retries": _retries,
-        "max_pending_calls": _window,
-        "max_concurrency": _positive,
-        "concurrency_groups": _concurrency_groups,
-        "runtime_env": _runtime_env,
-        "scheduling_strategy": _strategy,
-        "accelerator_type": _text,
-        "allow_out_of_order_execution": _boolean,
-        "enable_task_events": _boolean,
+    _checks: ClassVar[Mapping[str, checks.Check]] = {
+        "num_cpus": checks.amount,
+        "num_gpus": checks.amount,
+        "memory": checks.amount,
+        "object_store_memory": checks.amount,
+        "resources": checks.resources,
+        "name": checks.text,
+        "namespace": checks.text,
+        "lifetime": checks.lifetime,
+        "get_if_exists": checks.boolean,
+        "max_restarts": checks.retries,
+        "max_task_retries": checks.retries,
+        "max_pending_calls": checks.window,
+        "save_every": checks.positive,
+        "max_concurrency": checks.positive,
+        "concurrency_groups": checks.concurrency_groups,
+        "runtime_env": checks.runtime_env,
+        "scheduling_strategy": checks.strategy,
+        "accelerator_type": checks.text,
+        "allow_out_of_order_execution": checks.boolean,
+        "enable_task_events": checks.boolean,
     }
     _aliases: ClassVar[Mapping[str, str]] = {}
     _defaults: ClassVar[Mapping[str, object]] = {
@@ -379,6 +221,7 @@ class ActorOptions(_Options):
     max_restarts: int  # -1: without end
     max_task_retries: int  # -1: without end
     max_pending_calls: int  # -1: no limit
+    save_every: int | None  # calls; None: only when asked
     max_concurrency: int | None  # None: 1, or 1000 for async actors
     concurrency_groups: dict[str, int] | None
     runtime_env: dict[str, object] | None
@@ -409,15 +252,15 @@ class MethodOptions(_Options):
     """Options of an actor method (`method`, and ``handle.f.options``)."""
 
     _kind = "actor methods"
-    _checks: ClassVar[Mapping[str, Check]] = {
-        "num_returns": _num_returns,
-        "name": _text,
-        "max_task_retries": _retries,
-        "retry_exceptions": _retry_exceptions,
-        "concurrency_group": _text,
-        "timeout": _seconds,
-        "generator_window": _window,
-        "enable_task_events": _boolean,
+    _checks: ClassVar[Mapping[str, checks.Check]] = {
+        "num_returns": checks.num_returns,
+        "name": checks.text,
+        "max_task_retries": checks.retries,
+        "retry_exceptions": checks.retry_exceptions,
+        "concurrency_group": checks.text,
+        "timeout": checks.seconds,
+        "generator_window": checks.window,
+        "enable_task_events": checks.boolean,
     }
     _defaults: ClassVar[Mapping[str, object]] = {"retry_exceptions": False, "enable_task_events": True}
     __slots__ = tuple(_checks)

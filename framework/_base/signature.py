@@ -115,3 +115,12 @@ class CallSignature:
 
 def _counted(number: int, noun: str) -> str:
     return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+def is_async_class(cls: type) -> bool:
+    """Whether the actors of a class run their methods on an event loop: one of them is a coroutine."""
+    for _, member in inspect.getmembers_static(cls):
+        function = member.__func__ if isinstance(member, staticmethod | classmethod) else member
+        if inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function):
+            return True
+    return False

@@ -33,6 +33,7 @@ class HeadService:
             m.ACTOR_LIST: self._actor_list,
             m.ACTOR_PLACED: self._actor_placed,
             m.ACTOR_GONE: self._actor_gone,
+            m.ACTOR_SAVE: self._actor_save,
             m.NODE_JOIN: self._node_join,
             m.NODE_LOAD: self._node_load,
             m.NODES: self._list_nodes,
@@ -120,8 +121,13 @@ class HeadService:
         self._run(self._actors.placed(actor, incarnation, worker, address, pid, error))
 
     def _actor_gone(self, connection: Connection, frame: Frame) -> None:
-        _, actor, incarnation, detail, intended = frame
-        self._run(self._actors.gone(actor, incarnation, detail, intended))
+        _, actor, incarnation, detail, intended, running, kind = frame
+        self._run(self._actors.gone(actor, incarnation, detail, intended, running, kind))
+
+    def _actor_save(self, connection: Connection, frame: Frame) -> None:
+        _, rid, actor, incarnation, state, stored = frame
+        self._run(self._actors.save(actor, incarnation, state, stored))
+        connection.reply(rid, None)
 
     def _run(self, commands: list[tuple[Any, ...]]) -> None:
         for command in commands:
@@ -140,6 +146,11 @@ class HeadService:
                 if node is not None and not node.closed:
                     if word == "end":
                         node.cast(m.ACTOR_END, actor, *command[2:])
+                    elif word == "unstore":
+                        node.cast(m.STORE_FREE, [command[2]])
+                    elif word == "end_later":
+                        end = ("end", actor, command[2], True, command[3])
+                        self._loop.call_later(limits.SHUTDOWN_HOOK_GRACE, self._run, [end])
                     else:
                         node.cast(m.ACTOR_END, actor, -1, True, "it is not wanted any more")
 

@@ -1,4 +1,4 @@
-"""The process of a node that a driver starts: head and node manager on one loop.
+"""The process of a node: head and node manager on one loop.
 
 It loads what node and workers both need, then forks the zygote, which goes on to load what only workers need,
 on another core, while this process begins to serve.
@@ -15,11 +15,13 @@ from framework._service.launch import close_others
 
 
 def main() -> None:
-    """``sys.argv[2]``: a JSON object with session_dir, driver_fd, head_fd, driver_pid, node_id and
-    resources.
+    """``sys.argv[2]``: a JSON object with session_dir, node_id and resources, and either driver_fd, head_fd
+    and driver_pid (the node of a driver), or ready_fd (a node that stays; it writes a byte there when it is
+    up).
     """
     config = json.loads(sys.argv[2])
-    close_others((config["driver_fd"], config["head_fd"]))
+    inherited = [config[name] for name in ("driver_fd", "head_fd", "ready_fd") if name in config]
+    close_others(inherited)
     # Shared by node and zygote; no threads, no loop, no numpy.
     import logging  # noqa: F401
 
@@ -34,7 +36,7 @@ def main() -> None:
     zygote_pid = os.fork()
     if zygote_pid == 0:
         ours.close()
-        for fd in (config["driver_fd"], config["head_fd"]):
+        for fd in inherited:
             os.close(fd)
         from framework._worker.__main__ import preload, preload_libraries
         from framework._worker.zygote import run_zygote

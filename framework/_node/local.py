@@ -1,4 +1,4 @@
-"""The node process of a driver: started, waited for, and swept up after, by the driver."""
+"""A node process, as the process that starts it sees it: started, waited for, and swept up after."""
 
 from __future__ import annotations
 
@@ -11,55 +11,34 @@ from typing import Any
 from framework._base import limits
 from framework._base.ids import NODE_ID_SIZE
 from framework._node.session import create_session, open_private, sweep_session
-from framework._service.launch import command, spawn
+from framework._service.launch import Child, command, spawn
 
 
-class LocalNode:
-    """A node process that this process has started, and its session directory.
+class StartedNode:
+    """A node process that this process has started, and its session directory."""
 
-    The sockets may be written to at once: what is written waits until the process is up. The process ends
-    when this one does. Raises OSError when the directory or the process cannot be made.
-    """
-
-    def __init__(self, resources: dict[str, Any]) -> None:
+    def __init__(self, config: dict[str, Any], keep: tuple[int, ...]) -> None:
         self.node_id = os.urandom(NODE_ID_SIZE)
         self.session_dir = create_session(self.node_id.hex()[:8])
         try:
-            self._spawn(resources)
+            self.process = self._spawn(config, keep)
         except BaseException:
             sweep_session(self.session_dir)
             raise
 
-    def _spawn(self, resources: dict[str, Any]) -> None:
-        self.driver, driver_theirs = socket.socketpair()
-        self.head, head_theirs = socket.socketpair()
-        config = {
-            "session_dir": self.session_dir,
-            "driver_fd": driver_theirs.fileno(),
-            "head_fd": head_theirs.fileno(),
-            "driver_pid": os.getpid(),
-            "node_id": self.node_id.hex(),
-            "resources": resources,
-        }
-        log = -1
+    def _spawn(self, config: dict[str, Any], keep: tuple[int, ...]) -> Child:
+        config = {**config, "session_dir": self.session_dir, "node_id": self.node_id.hex()}
+        log = open_private(self._log_path())
         try:
-            log = open_private(self._log_path())
-            self.process = spawn(
+            return spawn(
                 command("framework._node.__main__", json.dumps(config)),
                 env=os.environ,
-                keep=(driver_theirs.fileno(), head_theirs.fileno()),
+                keep=keep,
                 output=log,
                 new_session=True,  # Ctrl-C is for the driver alone
             )
-        except BaseException:
-            self.driver.close()
-            self.head.close()
-            raise
         finally:
-            if log >= 0:
-                os.close(log)
-            driver_theirs.close()
-            head_theirs.close()
+            os.close(log)
 
     def _log_path(self) -> str:
         return os.path.join(self.session_dir, "logs", "node.err")
@@ -74,6 +53,8 @@ class LocalNode:
             self.process.kill()  # a second Ctrl-C forces the way out
             raise
         finally:
+            # A worker that is dying still may not make another file behind the sweep.
+            self.process.wait_for_group(limits.EXIT_GRACE)
             sweep_session(self.session_dir)
 
     def last_words(self) -> str:
@@ -85,3 +66,33 @@ class LocalNode:
         return (
             f"the node process did not start (exit code {self.process.code}). It said:\n{text or '(nothing)'}"
         )
+
+
+class LocalNode(StartedNode):
+    """The node of a driver.
+
+    The sockets may be written to at once: what is written waits until the process is up. The process ends
+    when this one does. Raises OSError when the directory or the process cannot be made.
+    """
+
+    def __init__(self, resources: dict[str, Any]) -> None:
+        self.driver, driver_theirs = socket.socketpair()
+        self.head, head_theirs = socket.socketpair()
+        fds = (driver_theirs.fileno(), head_theirs.fileno())
+        try:
+            super().__init__(
+                {
+                    "driver_fd": fds[0],
+                    "head_fd": fds[1],
+                    "driver_pid": os.getpid(),
+                    "resources": resources,
+                },
+                fds,
+            )
+        except BaseException:
+            self.driver.close()
+            self.head.close()
+            raise
+        finally:
+            driver_theirs.close()
+            head_theirs.close()

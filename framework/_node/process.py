@@ -1,4 +1,4 @@
-"""Life of a node process: set up, serve until the driver ends or says so, leave nothing behind."""
+"""Life of a node process: set up, serve until the driver ends or somebody says so, leave nothing behind."""
 
 from __future__ import annotations
 
@@ -10,14 +10,16 @@ import signal
 import socket
 import traceback
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Protocol
 
 from framework._base import limits
 from framework._base.resources import UNIT
 from framework._net.connection import Connection, Handler
 from framework._net.listener import Listener
+from framework._node.ends import adopt_orphans, end_children
 from framework._node.service import NodeService, default_resources
-from framework._node.session import open_private, sweep_session, sweep_stale_sessions
+from framework._node.session import open_private, sweep_session, sweep_stale_sessions, write_node_pid
 from framework._node.store_service import StoreService
 from framework._wire import messages as m
 from framework.exceptions import ProtocolError
@@ -68,7 +70,9 @@ class NodeProcess:
         self._loop = loop
         self._config = config
         self._session_dir: str = config["session_dir"]
-        self._stopping = False
+        self._stopping = self._ended = False
+        self._stays = "ready_fd" in config  #: whatever becomes of drivers
+        self._watches: set[int] = set()
         wanted = config["resources"]
         total = default_resources(
             wanted["num_cpus"], wanted["num_gpus"], wanted["memory"], wanted["resources"]
@@ -85,6 +89,7 @@ class NodeProcess:
             prestart=max(1, min(total.get("CPU", 0) // 10_000, 64)),
             stop=self.stop,
             memory_threshold=wanted["memory_threshold"],
+            stays=self._stays,
         )
         self.store = StoreService(
             loop, self._session_dir, capacity, wanted["spill_directory"], self.node.process_of
@@ -94,7 +99,7 @@ class NodeProcess:
         self._listeners: list[Listener] = []
 
     def start(self, zygote_sock: socket.socket, zygote_pid: int) -> None:
-        """Listen, join the head, greet the driver."""
+        """Listen, join the head, greet the driver (or tell whoever started a node that stays)."""
         sockets = os.path.join(self._session_dir, "sockets")
         ident = self.node.node_id
         self._listeners = [
@@ -102,7 +107,7 @@ class NodeProcess:
                 self._loop,
                 os.path.join(sockets, name),
                 service.handlers,
-                on_peer=service.peer_joined,
+                on_peer=partial(self._joined, service),
                 on_close=service.peer_lost,
                 ident=ident,
                 name=name,
@@ -118,10 +123,21 @@ class NodeProcess:
         )
         self._connections += [head_side, node_side]
         self.node.start(self.node.make_zygote(zygote_sock, zygote_pid), node_side)
+        self._loop.call_later(1.0, self._sweep_stale)
+        if self._stays:
+            with contextlib.suppress(OSError):  # whoever started us is gone already
+                os.write(self._config["ready_fd"], b"1")
+            os.close(self._config["ready_fd"])
+            return
         self._adopt(self._config["head_fd"], self.head)
         self._adopt(self._config["driver_fd"], self.node)
-        self._watch_driver(self._config["driver_pid"])
-        self._loop.call_later(1.0, self._sweep_stale)
+        self._watch(self._config["driver_pid"], lambda: self.stop("its driver has ended"))
+
+    def _joined(self, service: Service, connection: Connection) -> dict[str, object] | None:
+        """A peer has connected. Of drivers we watch the process too."""
+        if connection.kind == "driver":
+            self._watch(connection.peer["pid"], connection.close)
+        return service.peer_joined(connection)
 
     def _adopt(self, fd: int, service: Service) -> None:
         """The driver that started this process is connected already: it says HELLO on the socket that we
@@ -150,8 +166,8 @@ class NodeProcess:
         if not connection.kind:  # it has ended before it said anything
             self.stop("its driver has ended")
 
-    def _watch_driver(self, pid: int) -> None:
-        """The end of the connection tells that the driver is gone, unless a fork of it keeps the socket open:
+    def _watch(self, pid: int, ended: Callable[[], None]) -> None:
+        """The end of the connection tells that a driver is gone, unless a fork of it keeps the socket open:
         so watch the process itself, where the system can."""
         opener = getattr(os, "pidfd_open", None)
         if opener is None:
@@ -159,11 +175,18 @@ class NodeProcess:
         try:
             fd = opener(pid)
         except ProcessLookupError:
-            self.stop("its driver has ended")
+            self._loop.call_soon(ended)
         except OSError:
             return
         else:
-            self._loop.add_reader(fd, self.stop, "its driver has ended")
+            self._watches.add(fd)
+            self._loop.add_reader(fd, self._watched_ended, fd, ended)
+
+    def _watched_ended(self, fd: int, ended: Callable[[], None]) -> None:
+        self._loop.remove_reader(fd)
+        self._watches.discard(fd)
+        os.close(fd)
+        ended()
 
     def _sweep_stale(self) -> None:
         with contextlib.suppress(OSError):
@@ -175,7 +198,18 @@ class NodeProcess:
             return
         self._stopping = True
         log.debug("node ends: %s", reason)
+        self._end_timer = self._loop.call_later(limits.SESSION_HOOK_GRACE, self._end_all)
+        self.node.say_goodbye(reason, self._end_all)
+
+    def _end_all(self) -> None:
+        if self._ended:
+            return
+        self._ended = True
+        self._end_timer.cancel()
+        adopt_orphans()
         self.node.stop()
+        end_children(limits.EXIT_GRACE)
+        self.node.deliver_rest()
         self.store.close()
         self._loop.call_soon(self._leave)
 
@@ -213,9 +247,9 @@ def run_node(
     try:
         _open_log(session_dir)
         signal.signal(signal.SIGINT, signal.SIG_IGN)
-        pid_file = open_private(os.path.join(session_dir, "node.pid"))
-        os.write(pid_file, str(os.getpid()).encode())
-        os.close(pid_file)
+        if "ready_fd" in config:
+            os.chdir("/")  # whose file system it keeps in use is nobody's choice
+        write_node_pid(session_dir, "ready_fd" in config)
         loop = new_loop()
         asyncio.set_event_loop(loop)
         process = NodeProcess(loop, config, make_head)

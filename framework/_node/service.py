@@ -12,6 +12,7 @@ from typing import Any
 
 from framework._base import limits
 from framework._base import resources as res
+from framework._base.ids import SEVERAL_TASKS
 from framework._net.connection import Connection, Frame, Handler
 from framework._node.logtail import LogMonitor
 from framework._node.memory_monitor import MemoryMonitor
@@ -66,12 +67,15 @@ class NodeService:
         prestart: int,
         stop: Callable[[str], None],
         memory_threshold: float = limits.MEMORY_THRESHOLD,
+        stays: bool = False,
     ) -> None:
+        """`stop(reason)` ends the process. A node that `stays` goes on when its last driver has left."""
         self._loop = loop
         self._session_dir = session_dir
         self._random_bytes = random_bytes
         self._prestart = prestart
         self._stop = stop
+        self._stays = stays
         self.node_id = node_id
         self.state = NodeState(total, node_id.hex())
         self._gpu_names = gpu_names(self.state.gpus.total)
@@ -80,6 +84,7 @@ class NodeService:
         self._idents: dict[bytes, Connection] = {}
         self._drivers: set[Connection] = set()
         self._store_peer_lost: Callable[[Connection], None] = lambda _: None
+        self._saying_goodbye: tuple[set[bytes], Callable[[], None]] | None = None
         self._processes: dict[bytes, _Process] = {}
         self._by_pid: dict[int, _Process] = {}
         self._zygotes: dict[EnvKey, Zygote] = {}
@@ -129,11 +134,12 @@ class NodeService:
     def attach_store(self, handlers: dict[int, Handler], peer_lost: Callable[[Connection], None]) -> None:
         """The object store's messages come over the same connections."""
         self.handlers.update(handlers)
+        self.head_handlers[m.STORE_FREE] = handlers[m.STORE_FREE]  # of what it keeps for actors
         self._store_peer_lost = peer_lost
 
     def process_of(self, ident: bytes) -> Connection | None:
-        """The connection of a driver or worker of this node."""
-        return self._idents.get(ident)
+        """The connection of a driver or worker of this node, or of the head (under the node's own id)."""
+        return self._head if ident == self.node_id else self._idents.get(ident)
 
     def _list_processes(self, connection: Connection, frame: Frame) -> None:
         rows = [
@@ -149,8 +155,24 @@ class NodeService:
             self._loop, sock, pid, on_forked=self._forked, on_exit=self._exited, on_lost=self._zygote_lost
         )
 
+    def say_goodbye(self, reason: str, done: Callable[[], None]) -> None:
+        """Before `stop`: let actors that have a shutdown hook run it; `done` is called when they have ended,
+        which may be at once."""
+        self._stopping = True
+        waiting: set[bytes] = set()
+        for worker in self.state.workers.values():
+            process = self._processes.get(worker.worker_id)
+            if worker.state == ACTOR and process is not None and process.actor is not None:
+                if self._actor_specs.get(process.actor, ({}, 0))[0].get("shutdown_hook"):
+                    waiting.add(worker.worker_id)
+                    worker.peer.cast(m.EXIT, True, reason)
+        if waiting:
+            self._saying_goodbye = waiting, done
+        else:
+            done()
+
     def stop(self) -> None:
-        """End every worker at once and let go of everything; what they printed is still delivered."""
+        """Tell every worker and zygote to end, at once."""
         self._stopping = True
         self._memory.stop()
         for timer in (self._log_timer, self._reap_timer, self._load_timer):
@@ -163,6 +185,9 @@ class NodeService:
         for zygote in self._zygotes.values():
             zygote.close()
             zygote.reap()
+
+    def deliver_rest(self) -> None:
+        """After `stop`, when the workers are gone: the output that nobody has seen yet."""
         self._deliver(self._logs.poll_all())
         for worker_id in list(self._processes):
             self._deliver(self._logs.forget(worker_id))
@@ -197,7 +222,8 @@ class NodeService:
 
     def peer_lost(self, connection: Connection) -> None:
         """A driver or worker is gone."""
-        if self._owners.pop(connection, None) is None:
+        job = self._owners.pop(connection, None)
+        if job is None:
             return
         if self._idents.get(connection.ident) is connection:
             del self._idents[connection.ident]
@@ -217,8 +243,18 @@ class NodeService:
                     # Normally it is dead or dying, and the zygote tells how. If it only lost its connection,
                     # it ends now.
                     self._loop.call_later(limits.EXIT_GRACE, self._make_sure, process)
-        elif connection.kind == "driver" and not self._drivers and not self._stopping:
-            self._stop("its driver has ended")
+        elif connection.kind == "driver" and not self._stopping:
+            if self._drivers or self._stays:
+                self._job_ended(job)
+            else:
+                self._stop("its driver has ended")
+
+    def _job_ended(self, job: bytes) -> None:
+        """Its driver is gone: workers are not handed on to other jobs, so those that are idle end now."""
+        idle, commands = self.state.job_ended(job, self._prestart)
+        for worker in idle:
+            worker.peer.cast(m.EXIT, False, "the driver of its job has ended")
+        self._run(commands)
 
     def _make_sure(self, process: _Process) -> None:
         if process.worker_id in self._processes:
@@ -332,12 +368,18 @@ class NodeService:
             return
         worker_id = process.worker_id
         self._processes.pop(worker_id, None)
+        if self._saying_goodbye is not None:
+            waiting, done = self._saying_goodbye
+            waiting.discard(worker_id)
+            if not waiting:
+                self._saying_goodbye = None
+                self._loop.call_soon(done)
         end = describe_exit(status, by_us=bool(process.reason))
         if process.reason:
             end = f"{process.reason} ({end})"
         detail = f"worker process {pid}{':' if process.reason else ''} {end}"
         self._deliver(self._logs.forget(worker_id))
-        running = self._running_task(worker_id)
+        noted = self._running_task(worker_id)
         known = worker_id in self.state.workers
         if not known:
             self._run(self.state.start_failed(process.env, f"{detail} while it was starting"))
@@ -345,14 +387,22 @@ class NodeService:
         if process.actor is not None and self._head is not None:
             if self._actor_specs.get(process.actor, (None, -1))[1] == process.incarnation:
                 del self._actor_specs[process.actor]  # (its next incarnation may wait for a place already)
-            self._head.cast(m.ACTOR_GONE, process.actor, process.incarnation, detail, process.intended)
+            self._head.cast(
+                m.ACTOR_GONE,
+                process.actor,
+                process.incarnation,
+                detail,
+                process.intended,
+                SEVERAL_TASKS if noted is None else noted,
+                process.kind,
+            )
         elif allocation is not None and allocation.actor is None and not allocation.owner.closed:
-            allocation.owner.cast(m.LEASE_LOST, allocation.lease_id, running, pid, end, process.kind)
+            allocation.owner.cast(m.LEASE_LOST, allocation.lease_id, noted or 0, pid, end, process.kind)
         self._run(commands)
 
-    def _running_task(self, worker_id: bytes) -> int:
-        """What the worker wrote down as running when it died (0: nothing), from the file that it maps. Its
-        files go.
+    def _running_task(self, worker_id: bytes) -> int | None:
+        """What the worker wrote down as running when it died (0: nothing; None: nobody knows), from the file
+        that it maps. Its files go.
         """
         socket_file = os.path.join(self._session_dir, "sockets", worker_id.hex()[:12])
         path = f"{socket_file}.run"
@@ -363,7 +413,7 @@ class NodeService:
                 data = file.read(8)
             os.unlink(path)
         except OSError:
-            return 0
+            return None
         return int.from_bytes(data, "little")
 
     def _zygote_lost(self, zygote: Zygote) -> None:
@@ -440,7 +490,7 @@ class NodeService:
             process.intended = True
 
     def _node_stop(self, connection: Connection, frame: Frame) -> None:
-        if connection in self._drivers:
+        if connection in self._drivers or connection.kind == "tool":
             self._stop(frame[1])
 
     # ---- idle workers --------------------------------------------------------------------------------
@@ -503,7 +553,7 @@ class NodeService:
     def _actor_failed(self, actor: bytes, text: str) -> None:
         _, incarnation = self._actor_specs.pop(actor, ({}, 0))
         if self._head is not None:
-            self._head.cast(m.ACTOR_GONE, actor, incarnation, text, False)
+            self._head.cast(m.ACTOR_GONE, actor, incarnation, text, False, 0, "")
 
     def _actor_end(self, connection: Connection, frame: Frame) -> None:
         _, actor, incarnation, force, reason = frame
@@ -547,7 +597,11 @@ class NodeService:
 
     def _deliver(self, batches: list[Any]) -> None:
         for batch in batches:
+            worker = self.state.workers.get(batch.worker_id)
+            job = worker.job if worker is not None else None
             for connection in self._drivers:
+                if job is not None and job != self._owners[connection]:
+                    continue  # the output of another driver's tasks
                 if connection.state.get("log_to_driver", True) and not connection.closed:
                     connection.cast(
                         m.LOG_LINES, batch.pid, batch.is_err, [list(line) for line in batch.lines]

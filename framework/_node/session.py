@@ -84,7 +84,7 @@ def sweep_session(path: str) -> None:
     forget that it ends because of Ctrl-C)."""
     sockets, logs = os.path.join(path, "sockets"), os.path.join(path, "logs")
     _remove(entry.path for entry in _entries(sockets) if not entry.is_dir(follow_symlinks=False))
-    _remove([os.path.join(path, "node.pid")])
+    _remove([os.path.join(path, "node.pid"), os.path.join(path, "node.pid.new")])
     _remove(entry.path for entry in _entries(logs) if _is_empty(entry))
     for directory in (sockets, logs, path):
         with contextlib.suppress(OSError):
@@ -133,19 +133,66 @@ def sweep_stale_sessions(keep: int = limits.SESSIONS_KEPT) -> None:
 def _alive(session: str) -> bool:
     """Whether the node process of a session, or its driver, still runs."""
     pids = []
-    try:
-        with open(os.path.join(session, "node.pid")) as file:
-            pids.append(int(file.read()))
-    except (OSError, ValueError):
-        pass
+    pid = node_pid(session)
+    if pid is not None:
+        pids.append(pid)
     parts = os.path.basename(session).split("-")
     if len(parts) >= 4 and parts[3].isdigit():
         pids.append(int(parts[3]))
-    for pid in pids:
-        with contextlib.suppress(ProcessLookupError):
-            try:
-                os.kill(pid, 0)
-            except PermissionError:
-                continue  # somebody else's process has the number now
-            return True
-    return False
+    return any(map(_runs, pids))
+
+
+def _runs(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, PermissionError):  # the latter: somebody else's process has the number now
+        return False
+    return True
+
+
+def write_node_pid(session: str, stays: bool) -> None:
+    """This process is the node of the session, which `stays` when no driver is connected."""
+    # Complete from the first moment on: others may read it at any time.
+    path = os.path.join(session, "node.pid")
+    fd = open_private(f"{path}.new")
+    try:
+        os.write(fd, f"{os.getpid()}\n{_STAYS if stays else ''}".encode())
+    finally:
+        os.close(fd)
+    os.rename(f"{path}.new", path)
+
+
+_STAYS = "stays"
+
+
+def _read_node_pid(session: str) -> list[str]:
+    try:
+        with open(os.path.join(session, "node.pid")) as file:
+            return file.read().split()
+    except (OSError, ValueError):
+        return []
+
+
+def node_pid(session: str) -> int | None:
+    """The number of a session's node process, as far as that is known."""
+    words = _read_node_pid(session)
+    return int(words[0]) if words and words[0].isdigit() else None
+
+
+def staying_sessions() -> list[str]:
+    """The directories of this user's sessions that were started to stay and whose node runs, the latest
+    first."""
+    found = []
+    for entry in _entries(sessions_root()):
+        if entry.name.startswith("session-") and entry.is_dir(follow_symlinks=False):
+            pid = node_pid(entry.path)
+            if pid is not None and _runs(pid) and _STAYS in _read_node_pid(entry.path):
+                found.append((_started(entry.path), entry.path))
+    return [path for _, path in sorted(found, reverse=True)]
+
+
+def _started(session: str) -> float:
+    try:
+        return os.stat(os.path.join(session, "node.pid")).st_mtime
+    except OSError:
+        return 0.0

@@ -161,18 +161,18 @@ class StoreService:
             self._run(self.state.free(object_id))
 
     def _seal(self, connection: Connection, frame: Frame) -> None:
-        _, object_id, owner_ident, keep = frame
+        _, object_id, offset, owner_ident, keep = frame
         owner = self._owner_of(owner_ident) if owner_ident else None
-        self._run(self.state.seal(object_id, connection, owner, keep))
+        self._run(self.state.seal(object_id, offset, connection, owner, keep))
         if owner_ident and owner is None:
             self._run(self.state.free(object_id))
 
     def _abort(self, connection: Connection, frame: Frame) -> None:
-        self._run(self.state.abort(frame[1], connection))
+        self._run(self.state.abort(frame[1], frame[2], connection))
 
     def _unpin(self, connection: Connection, frame: Frame) -> None:
-        for object_id in frame[1]:
-            self._run(self.state.unpin(object_id, connection))
+        for object_id, offset in zip(frame[1], frame[2], strict=True):
+            self._run(self.state.unpin(object_id, offset, connection))
 
     def _free(self, connection: Connection, frame: Frame) -> None:
         for object_id in frame[1]:
@@ -235,10 +235,10 @@ class StoreService:
                 return
             error = future.exception()
             if error is None:
-                self._run(self.state.spilled(object_id, name))
+                self._run(self.state.spilled(object_id, offset, name))
             else:
                 log.error("object %s cannot be spilled: %s", object_id.hex(), error)
-                self._run(self.state.spill_failed(object_id, str(error)))
+                self._run(self.state.spill_failed(object_id, offset, str(error)))
 
         future.add_done_callback(done)
 
@@ -250,10 +250,10 @@ class StoreService:
                 return
             error = future.exception()
             if error is None:
-                self._run(self.state.restored(object_id))
+                self._run(self.state.restored(object_id, offset))
             else:
                 log.error("object %s cannot be restored: %s", object_id.hex(), error)
-                self._run(self.state.restore_failed(object_id, str(error)))
+                self._run(self.state.restore_failed(object_id, offset, str(error)))
 
         future.add_done_callback(done)
 

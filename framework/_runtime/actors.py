@@ -8,15 +8,18 @@ from collections import deque
 from typing import TYPE_CHECKING, Any
 
 from framework._base import limits
+from framework._base.ids import SEVERAL_TASKS
 from framework._net.connection import Connection, Frame
 from framework._runtime.waiters import register
 from framework._serial import values
 from framework._serial.errors import error_from_wire
+from framework._state.fates import Fate, fates
 from framework._state.objects import FAILED, Entry
 from framework._state.tasks import FINISHED, QUEUED, SENT, TaskRecord
 from framework._wire import messages as m
 from framework.exceptions import (
     ActorDiedError,
+    ActorOutOfMemoryError,
     ActorUnavailableError,
     FrameworkError,
     PendingCallsLimitExceeded,
@@ -35,7 +38,8 @@ DEAD = "DEAD"
 
 class ActorClient:
     """What this process knows of one actor, and its calls to it. Calls leave in the order in which they were
-    made: one whose arguments are not there yet holds up those behind it."""
+    made: one whose arguments are not there yet holds up those behind it, unless the actor is `unordered`:
+    then it is `parked` beside the queue, and takes its place there when they are."""
 
     __slots__ = (
         "_actors",
@@ -47,17 +51,23 @@ class ActorClient:
         "detached",
         "draining",
         "error",
+        "first",
         "incarnation",
         "inflight",
         "kept",
         "known",
+        "last",
         "lost_connection",
         "open",
+        "parked",
         "queue",
         "restartable",
+        "running",
         "state",
+        "suspected",
         "templates",
         "text",
+        "unordered",
     )
 
     def __init__(self, actors: Actors, actor_id: bytes, class_name: str) -> None:
@@ -71,8 +81,14 @@ class ActorClient:
         self.incarnation = 0
         self.connection: Connection | None = None
         self.lost_connection = False
+        self.unordered = False
         self.queue: deque[TaskRecord] = deque()
+        #: calls that wait for their arguments, where they may be overtaken
+        self.parked: dict[int, TaskRecord] = {}
         self.inflight: dict[int, TaskRecord] = {}
+        self.first = self.last = 0  #: the lowest and highest numbers of calls that were sent
+        self.suspected = False  #: a call is under way, alone, that may be what ends the process
+        self.running = SEVERAL_TASKS  #: what the last process had begun when it died
         self.error: BaseException | None = None
         #: done when its constructor is; freed when the last handle is gone
         self.creation: Entry | None = None
@@ -91,6 +107,8 @@ class ActorClient:
         """A call takes its place in the order; it is sent when it and all before it are `resolved`."""
         if self.state == DEAD:
             self._actors.runtime.submitter.fail(task, self.death())
+        elif self.unordered and task.frame is None:
+            self.parked[task.unique] = task
         else:
             self.queue.append(task)
 
@@ -98,6 +116,8 @@ class ActorClient:
         """Its arguments are known."""
         if task.state != FINISHED:
             task.state = QUEUED
+            if self.parked and self.parked.pop(task.unique, None) is not None:
+                self.queue.append(task)
             self._actors.dirty.add(self)
 
     def send_alone(self, task: TaskRecord) -> bool:
@@ -122,12 +142,18 @@ class ActorClient:
             assert frame is not None
             task.state = SENT
             self.inflight[task.unique] = task
+            self._count(task.unique)
         finally:
             self._handover.release()
         # If the connection is lost from here on, the loop knows of the call and judges it with all others in
         # flight.
         connection.send(frame)
         return True
+
+    def _count(self, unique: int) -> None:
+        if not self.first:
+            self.first = unique
+        self.last = unique
 
     def check_pending(self, limit: int) -> None:
         """Any thread: `PendingCallsLimitExceeded` when that many calls of this process are not done."""
@@ -152,6 +178,14 @@ class ActorClient:
             tasks, self.inflight = list(self.inflight.values()), {}
         return tasks
 
+    def judged(self) -> list[tuple[TaskRecord, Fate]]:
+        """The process has ended: all calls that had been sent, taken out, and what has become of them."""
+        tasks = self.take_inflight()
+        sent = [task.unique for task in tasks]
+        if self.unordered and self.running not in (0, SEVERAL_TASKS, *sent):
+            return [(task, Fate.BEGUN) for task in tasks]  # numbers tell nothing of the order
+        return list(zip(tasks, fates(sent, self.running, self.first, self.last), strict=True))
+
     def pump(self) -> None:
         """Send what can be sent."""
         connection = self.connection
@@ -167,10 +201,13 @@ class ActorClient:
                 continue
             if task.frame is None or task.state != QUEUED:
                 break
+            if inflight and (task.strikes >= limits.SUSPECT_DEATHS or self.suspected):
+                break
+            self.suspected = task.strikes >= limits.SUSPECT_DEATHS
             task.state = SENT
-            inflight[task.unique] = (
-                task  # before it leaves the queue: `send_alone` must see it in one of them
-            )
+            # Before it leaves the queue: `send_alone` must see it in one of them.
+            inflight[task.unique] = task
+            self._count(task.unique)
             queue.popleft()
             submitter.prepare(connection, task.template)
             connection.buffer(task.frame)
@@ -180,6 +217,7 @@ class ActorClient:
 
     def finished(self, task: TaskRecord) -> None:
         """A call is over."""
+        self.parked.pop(task.unique, None)
         sent = self.inflight.pop(task.unique, None) is not None
         if self.queue:
             self._actors.dirty.add(self)
@@ -193,6 +231,16 @@ class ActorClient:
         return self.error or ActorDiedError(
             "it has ended", actor_id=self.actor_id.hex(), class_name=self.class_name
         )
+
+
+def _poison(client: ActorClient, task: TaskRecord) -> ActorDiedError:
+    return ActorDiedError(
+        f"the call {task.template.name}() is not tried again: {task.strikes} times the actor's process has "
+        f"ended in its middle (the last time: {client.text}). The actor itself may have been restarted. Look "
+        "at the arguments of this call, and at the worker's log",
+        actor_id=client.actor_id.hex(),
+        class_name=client.class_name,
+    )
 
 
 class Actors:
@@ -327,6 +375,8 @@ class Actors:
         if client is None or client.state == DEAD:
             return
         client.incarnation = incarnation
+        if detail is not None:
+            client.running = detail.get("running", SEVERAL_TASKS)
         if state == ALIVE:
             client.state = ALIVE
             client.lost_connection = False
@@ -372,17 +422,20 @@ class Actors:
     def _judge(self, client: ActorClient) -> None:
         client.draining = None
         self._draining.discard(client)
-        tasks = client.take_inflight()
         again = []
-        for task in tasks:
+        for task, fate in client.judged():
+            task.strikes += fate is Fate.STRUCK
+            free = fate is Fate.UNTOUCHED
             if client.state == DEAD:
                 self.runtime.submitter.lost(task, client.death())
-            elif task.cancelled is None and task.retries:
-                task.retries -= task.retries > 0
+            elif task.cancelled is None and (free or (task.retries and task.strikes < limits.POISON_DEATHS)):
+                task.retries -= task.retries > 0 and not free
                 task.state = QUEUED
                 if task.stream is not None:
                     task.stream.restart()
                 again.append(task)
+            elif task.strikes >= limits.POISON_DEATHS:
+                self.runtime.submitter.lost(task, _poison(client, task))
             else:
                 error = ActorUnavailableError(
                     f"the call {task.template.name}() may or may not have run: its actor is being restarted "
@@ -398,7 +451,8 @@ class Actors:
         client.kept = None
         if client.error is None:
             client.error = self._death(client, detail)
-        calls, client.queue = client.queue, deque()
+        calls, client.queue = [*client.queue, *client.parked.values()], deque()
+        client.parked = {}
         creation = client.creation
         if creation is not None and (calls or client.inflight or detail.get("error") is None):
             creation.seen = True  # the error was or will be seen by callers, or is no news
@@ -421,7 +475,8 @@ class Actors:
             if isinstance(cause, FrameworkError) and type(cause).__name__ == "ActorUnschedulableError":
                 return cause
             text = f"{text}:\n{cause}"
-        return ActorDiedError(
+        died = ActorOutOfMemoryError if detail.get("kind") == "memory" else ActorDiedError
+        return died(
             text, actor_id=client.actor_id.hex(), class_name=client.class_name, pid=detail.get("pid") or None
         )
 

@@ -4,9 +4,9 @@ Custody. Whoever hands a reference on keeps its own until the receiver is known 
 
 - The submitter of a task keeps all references in its arguments until the task's reply. A worker that still
   holds some of them then registers with their owners *before* the reply leaves (`register_provisional`).
-- A worker whose result contains references keeps them until the receiver of the result has registered
-  (RELEASE_HELD).
-- A value that contains references keeps them as long as it lives (`Entry.contained`).
+- A worker whose result, or error, contains references keeps them until the receiver of the result has
+  registered (RELEASE_HELD).
+- A value, or error, that contains references keeps them as long as it lives (`Entry.contained`).
 - No release leaves this process while a registration of it is under way.
 """
 
@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from framework._net.connection import Connection, Frame
 from framework._runtime.waiters import register
 from framework._serial import values
-from framework._serial.errors import error_from_wire, error_to_wire
+from framework._serial.errors import encode_error, error_from_wire
 from framework._state.objects import FAILED, PENDING, READY, Entry, ObjectTable
 from framework._wire import messages as m
 from framework.exceptions import FrameworkError, ObjectLostError, OwnerDiedError
@@ -40,7 +40,10 @@ class Objects:
             deque()
         )  #: entries of references that were collected; appended to from anywhere
         self._count_lock = threading.Lock()
-        self._held: dict[tuple[Connection, int, int], list[Any]] = {}
+        #: references in what was sent, by receiver, task and place, the oldest first: a task that is tried
+        #: again sends the same places again
+        self._held: dict[tuple[Connection, int, int], deque[list[Any]]] = {}
+        self._held_lock = threading.Lock()
         self._provisional: set[Entry] = set()
         self._registrations = 0  #: begun so far
         self._registering: dict[int, None] = {}  #: numbers of those without an answer, the oldest first
@@ -107,10 +110,10 @@ class Objects:
             elif entry.freed:
                 self._runtime.discard(value)
                 return
-            else:
+            if not entry.freed:
                 nested = values.nested_refs(value)
-                if nested:
-                    entry.contained = [self._runtime.make_ref(bytes(i), o) for i, o in nested]
+                # (None: this may be a lost object that was made again.)
+                entry.contained = [self._runtime.make_ref(bytes(i), o) for i, o in nested] or None
         entry.value = value
         entry.state = state
         self.notify(entry)
@@ -360,9 +363,9 @@ class Objects:
         """A process that may have borrowed is gone."""
         for entry in self.table.borrower_lost(connection):
             self._free_now(entry)
-        for key in list(self._held):  # a copy: the thread that executes tasks adds to it
-            if key[0] is connection:
-                self._held.pop(key, None)
+        with self._held_lock:
+            for key in [key for key in self._held if key[0] is connection]:
+                del self._held[key]
 
     def _fetch(self, connection: Connection, frame: Frame) -> None:
         _, rid, object_id, value_wanted = frame
@@ -388,15 +391,24 @@ class Objects:
     # ---- results that contain references -------------------------------------------------------------
 
     def hold(self, connection: Connection, unique: int, index: int, refs: list[Any]) -> None:
-        """Any thread: keep the references of a result until its receiver has registered."""
-        self._held[(connection, unique, index)] = refs
+        """Any thread: keep the references of a result, or error, until its receiver has registered."""
+        with self._held_lock:
+            if not connection.closed:  # else `borrower_lost` has been here, or will be soon
+                self._held.setdefault((connection, unique, index), deque()).append(refs)
 
     def _release_held(self, connection: Connection, frame: Frame) -> None:
-        self._held.pop((connection, frame[1], frame[2]), None)
+        key = (connection, frame[1], frame[2])
+        with self._held_lock:
+            queue = self._held.get(key)
+            if queue:
+                queue.popleft()
+            if not queue:
+                self._held.pop(key, None)
 
     def release_when_registered(self, connection: Connection, unique: int, index: int) -> None:
-        """A result with references has arrived and its references are entries here: the sender may let go
-        when all owners know of this process."""
+        """A result or error with references has arrived, and those that are wanted are entries here: the
+        sender may let go when all owners know of this process. (To be called for each of these: the sender
+        lets go of the oldest that it keeps under this number and place.)"""
 
         def release() -> None:
             if not connection.closed:
@@ -411,8 +423,9 @@ def _copy_of(error: BaseException) -> BaseException:
     copy.
     """
     if isinstance(error, FrameworkError):
-        wire = error_to_wire(error, function_name="", pid=0, ip="")
+        wire, refs = encode_error(error, function_name="", pid=0, ip="")
         copy = error_from_wire(wire)
+        del refs  # not before: the copy has its own now
         if type(copy) is type(error):
             return copy
     return error

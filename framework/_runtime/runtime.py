@@ -148,6 +148,7 @@ class Runtime:
         self._put_task = int.from_bytes(os.urandom(8), "little")
         self._put_index = itertools.count(FIRST_PUT_INDEX)
         self.node: Connection | None = None
+        self.node_gone = asyncio.Event()  #: for the loop's thread
         self.head: Connection | None = None
         self.dead: BaseException | None = None
         self.actor_host: Any = None  #: the actor that lives in this process
@@ -268,6 +269,7 @@ class Runtime:
         """Nothing to do."""
 
     def _node_lost(self, connection: Connection) -> None:
+        self.node_gone.set()
         if self.closing:
             return
         what = "has died" if self.node_ready.done() else "did not start"
@@ -320,7 +322,8 @@ class Runtime:
 
         self.post(finish)
         done.wait(limits.SHUTDOWN_GRACE)
-        self._thread.join(limits.SHUTDOWN_GRACE)
+        with contextlib.suppress(RuntimeError):  # Ctrl-C came before the thread had started
+            self._thread.join(limits.SHUTDOWN_GRACE)
         if self._callbacks is not None:
             self._callbacks.shutdown(wait=False)
         set_out_of_band_hook(None)
@@ -350,16 +353,19 @@ class Runtime:
         """From a coroutine on any loop: run another on the runtime's loop."""
         return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(coroutine, self.loop))
 
+    async def _ask_head(self, opcode: int, fields: tuple[object, ...]) -> Any:
+        head = self.connect_head()
+        if head is None:
+            raise self.dead or LocalNodeDiedError("the head of the cluster cannot be reached")
+        return await head.call(opcode, *fields)
+
     def head_call(self, opcode: int, *fields: object) -> Any:
         """Any thread but the loop's: a call to the head, and its answer."""
+        return self.run_sync(self._ask_head(opcode, fields))
 
-        async def call() -> Any:
-            head = self.connect_head()
-            if head is None:
-                raise self.dead or LocalNodeDiedError("the head of the cluster cannot be reached")
-            return await head.call(opcode, *fields)
-
-        return self.run_sync(call())
+    async def head_call_async(self, opcode: int, *fields: object) -> Any:
+        """From a coroutine on any loop: a call to the head, and its answer."""
+        return await self.await_on_loop(self._ask_head(opcode, fields))
 
     def after_batch(self) -> None:
         """All frames of one read have been handled."""

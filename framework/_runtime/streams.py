@@ -67,24 +67,31 @@ class Streams:
     def arrived(self, task: TaskRecord, connection: Connection, index: int, value: Any) -> None:
         """An item has come."""
         stream: StreamState = task.stream
-        nested = type(value) is list and bool(values.nested_refs(value))
         if stream.expects(index):
             entry, ref = self._item(task, index)
             stream.add(index, ref)
             self._runtime.objects.complete(entry, value)
-            if nested:
-                place = index + FIRST_ITEM_INDEX
-                self._runtime.objects.release_when_registered(connection, task.unique, place)
+            self._release(connection, task.unique, index, value)
         else:
             stream.add(index, None)  # made again by a second attempt, or no longer wanted
             item_id = object_id_bytes(task.entries[0].id[:TASK_ID_SIZE], index + FIRST_ITEM_INDEX)
             if self._runtime.objects.table.get(item_id) is None:
                 self._runtime.discard(value)
-            if nested:
-                connection.cast(m.RELEASE_HELD, task.unique, index + FIRST_ITEM_INDEX)
+            self._release(connection, task.unique, index, value)
         if index == 0:
             self._send_credit(task)
         self._wake(stream)
+
+    def unwanted(self, connection: Connection, unique: int, index: int, value: Any) -> None:
+        """An item of a task that has been given up."""
+        self._runtime.discard(value)
+        self._release(connection, unique, index, value)
+
+    def _release(self, connection: Connection, unique: int, index: int, value: Any) -> None:
+        """The producer need not keep the references in an item any more."""
+        if type(value) is list and values.nested_refs(value):
+            place = index + FIRST_ITEM_INDEX
+            self._runtime.objects.release_when_registered(connection, unique, place)
 
     def _item(self, task: TaskRecord, index: int) -> tuple[Entry, Any]:
         task_id = task.entries[0].id[:TASK_ID_SIZE]

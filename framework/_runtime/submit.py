@@ -172,7 +172,7 @@ class Submitter:
         label = f"argument {place + 1}" if isinstance(place, int) else f"the argument {place!r}"
         name = f"args[{place}]" if isinstance(place, int) else place
         encoded = values.encode(value, where=f"{label} of {template.name}()", name=name)
-        if encoded.size > limits.INLINE_LIMIT:
+        if encoded.size > limits.INLINE_LIMIT and not _outlives_us(template, encoded.size):
             ref = runtime.put_encoded(encoded)
             refs.append(ref)
             deps.append((place, ref._entry))
@@ -684,14 +684,14 @@ class Submitter:
         for value in results:
             self._runtime.discard(value)
         if any(type(value) is list and values.nested_refs(value) for value in results):
-            connection.cast(m.RELEASE_HELD, unique, 1)
+            self._objects.release_when_registered(connection, unique, 1)
 
     def _failed(self, connection: Connection, frame: Frame) -> None:
         _, unique, micros, retryable, error = frame
         task = self._take(unique, micros)
         if task is None:
-            return
-        if task.cancelled is not None:
+            pass
+        elif task.cancelled is not None:
             self._finish(task, self._cancel_error(task))
         elif retryable and self._survives(task):
             self._retry(task, "it raised an exception")
@@ -699,6 +699,8 @@ class Submitter:
             if len(task.entries) > 1:
                 self._discard_results(task)
             self._finish(task, error)
+        if values.nested_refs(error):
+            self._objects.release_when_registered(connection, unique, 1)
 
     def _discard_results(self, task: TaskRecord) -> None:
         """It has failed for good, after it may have put results, or some of them, into the store."""
@@ -747,7 +749,7 @@ class Submitter:
         if task is not None and task.stream is not None:
             self._runtime.streams.arrived(task, connection, index, value)
         else:
-            self._runtime.discard(value)
+            self._runtime.streams.unwanted(connection, unique, index, value)
 
     def _settle(self, task: TaskRecord) -> None:
         """The task is done: let go of everything that it kept."""
@@ -866,6 +868,12 @@ class Submitter:
         for timer in (self._lease_timer, self._stall_timer):
             if timer is not None:
                 timer.cancel()
+
+
+def _outlives_us(template: Template, size: int) -> bool:
+    """Whether this is an argument of a detached actor, which may be restarted when this process, and what it
+    has put into the store, is gone: it travels in the actor's description, which the head keeps."""
+    return size <= limits.DETACHED_INLINE_LIMIT and getattr(template.options, "lifetime", None) == "detached"
 
 
 def _crashed(task: TaskRecord, pid: int, detail: str) -> WorkerCrashedError:

@@ -3,6 +3,9 @@
 - of user code: ``[2, 0, function, pid, ip, task id, actor, class of the cause, text, pickled cause]``
 - of the framework itself: ``[2, 1, pickle, class, text]``
 
+Both end with one more field, ``[[object id, owner], ...]``, when references are nested in what is pickled:
+whoever keeps such an error keeps them alive, as those in a value (`values.nested_refs` has them).
+
 The task id is hexadecimal text or None, `actor` text or None. The cause is None when it cannot be pickled or
 read back; the text always is there. Nothing here raises, whatever an exception's ``__reduce__``, ``__str__``
 or ``__repr__`` does.
@@ -17,8 +20,8 @@ from typing import Any
 
 from framework import exceptions
 from framework._serial.pickler import pickle_in_band
-from framework._serial.refs import on_out_of_band
-from framework._serial.values import FORM_ERROR
+from framework._serial.refs import NotedRef, noting
+from framework._serial.values import ATOM_TYPES, FORM_ERROR
 from framework.exceptions import FrameworkError, TaskError, UnserializableCause
 
 KIND_USER = 0
@@ -39,7 +42,7 @@ MAX_NAME = 1024
 _OWN_FRAMES = str(Path(__file__).resolve().parent.parent) + "/"
 
 
-def error_to_wire(
+def encode_error(
     exc: BaseException,
     *,
     function_name: str,
@@ -47,15 +50,21 @@ def error_to_wire(
     ip: str,
     task_id: str | None = None,
     actor: str | None = None,
-) -> list[Any]:
-    """The wire form of an exception that a task raised, or that says what happened to it. Never raises."""
+) -> tuple[list[Any], list[Any]]:
+    """The wire form of an exception that a task raised, or that says what happened to it, and the reference
+    objects nested in it: the sender keeps them until the receiver has registered. Never raises.
+
+    References in chained exceptions (``__cause__``, ``__context__``), which pickle leaves out, do not travel.
+    """
     text = _traceback_text(exc)
     if _is_own(type(exc)):
-        pickled = _pickled_framework_error(exc)
+        pickled, noted = _pickled_framework_error(exc)
         if pickled is not None:
-            return [FORM_ERROR, KIND_FRAMEWORK, pickled, _class_name(type(exc)), text]
+            wire = [FORM_ERROR, KIND_FRAMEWORK, pickled, _class_name(type(exc)), text]
+            return _with_refs(wire, noted)
     cause = _original(exc)
-    return [
+    pickled, noted = _pickled_cause(cause)
+    wire = [
         FORM_ERROR,
         KIND_USER,
         _plain(function_name, MAX_NAME),
@@ -65,8 +74,43 @@ def error_to_wire(
         _plain(actor, MAX_NAME) if actor is not None else None,
         _class_name(type(cause)),
         text,
-        _pickled_cause(cause),
+        pickled,
     ]
+    return _with_refs(wire, noted)
+
+
+def _with_refs(wire: list[Any], noted: list[NotedRef]) -> tuple[list[Any], list[Any]]:
+    if noted:
+        wire.append([[object_id, owner] for _, object_id, owner in noted])
+    return wire, [ref for ref, _, _ in noted]
+
+
+def error_to_wire(
+    exc: BaseException,
+    *,
+    function_name: str,
+    pid: int,
+    ip: str,
+    task_id: str | None = None,
+    actor: str | None = None,
+) -> list[Any]:
+    """As `encode_error`, for errors that nobody keeps references for: one that has any goes as its text.
+    Never raises.
+    """
+    wire, refs = encode_error(
+        exc, function_name=function_name, pid=pid, ip=ip, task_id=task_id, actor=actor
+    )
+    if not refs:
+        return wire
+    text, class_name = (wire[4], wire[3]) if wire[1] == KIND_FRAMEWORK else (wire[8], wire[7])
+    names = [
+        _plain(function_name, MAX_NAME),
+        pid,
+        _plain(ip, MAX_NAME),
+        _plain(task_id, MAX_NAME) if task_id is not None else None,
+        _plain(actor, MAX_NAME) if actor is not None else None,
+    ]
+    return [FORM_ERROR, KIND_USER, *names, class_name, text, None]
 
 
 def error_from_wire(wire: Any) -> BaseException:
@@ -80,7 +124,7 @@ def error_from_wire(wire: Any) -> BaseException:
         if wire[1] == KIND_NAMED:
             named = getattr(exceptions, wire[2], FrameworkError)
             return named(wire[3]) if issubclass(named, FrameworkError) else FrameworkError(wire[3])
-        _, _, function_name, pid, ip, task_id, actor, class_name, text, pickled = wire
+        _, _, function_name, pid, ip, task_id, actor, class_name, text, pickled = wire[:10]
         cause = _load_cause(pickled) or UnserializableCause(class_name, _last_line(text))
         error = TaskError(function_name, text, cause, pid=pid, ip=ip, task_id=task_id, actor=actor)
         try:
@@ -115,39 +159,53 @@ def _original(exc: BaseException) -> BaseException:
     return exc
 
 
-def _pickled_framework_error(exc: BaseException) -> bytes | None:
+_Pickled = tuple[bytes | None, list[NotedRef]]
+"""A pickle, or None, and the references met on the way."""
+
+
+def _pickled_framework_error(exc: BaseException) -> _Pickled:
     try:
-        payload = pickle.dumps(exc, 5)
-        return payload if len(payload) <= MAX_CAUSE and type(pickle.loads(payload)) is type(exc) else None
+        with noting() as noted:
+            payload = pickle.dumps(exc, 5)
+        if len(payload) <= MAX_CAUSE and type(pickle.loads(payload)) is type(exc):
+            return payload, noted
     except BaseException:
-        return None
+        pass
+    return None, []
 
 
-def _pickled_cause(cause: BaseException) -> bytes | None:
+def _pickled_cause(cause: BaseException) -> _Pickled:
     if type(cause) is UnserializableCause:
         return _pickled_framework_error(cause)
     try:
         payload, noted = pickle_in_band(cause)
         # Classes with required constructor arguments pickle well and then cannot be read: try.
-        if type(cause).__module__ == "builtins" or isinstance(pickle.loads(payload), BaseException):
-            for ref, _, _ in noted:
-                # Nobody follows the life of an error's bytes.
-                on_out_of_band(ref)
-            return payload if len(payload) <= MAX_CAUSE else None
+        if _is_plain(cause) or isinstance(pickle.loads(payload), BaseException):
+            return (payload, noted) if len(payload) <= MAX_CAUSE else (None, [])
     except BaseException:
         pass
     return _taken_apart(cause)
 
 
-def _taken_apart(cause: BaseException) -> bytes | None:
+def _is_plain(cause: BaseException) -> bool:
+    """A built-in exception with nothing of the user's inside."""
+    return (
+        type(cause).__module__ == "builtins"
+        and not cause.__dict__
+        and all(type(argument) in ATOM_TYPES for argument in cause.args)
+    )
+
+
+def _taken_apart(cause: BaseException) -> _Pickled:
     """A pickle that is read without the constructor of the exception's class."""
     try:
-        payload = exceptions.dump_exception(cause)[0]
+        with noting() as noted:
+            payload = exceptions.dump_exception(cause)[0]
         if payload is None or len(payload) > MAX_CAUSE or type(pickle.loads(payload)) is not type(cause):
-            return None
-        return payload
+            return None, []
+        return payload, noted
     except BaseException:
-        return None
+        return None, []
 
 
 def _load_cause(pickled: Any) -> BaseException | None:
@@ -161,7 +219,7 @@ def _load_cause(pickled: Any) -> BaseException | None:
 
 
 def _framework_error(wire: Any) -> BaseException:
-    _, _, pickled, class_name, text = wire
+    _, _, pickled, class_name, text = wire[:5]
     try:
         error = pickle.loads(pickled)
         if isinstance(error, BaseException):

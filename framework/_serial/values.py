@@ -5,7 +5,7 @@ None, bool, int of 64 bits, float, ascii str       the value itself (an «atom»
 bytes                                              in-band pickle of the value
 [0, pickle, [[object id, owner], ...], buf, ...]   pickle, references nested in it, out-of-band buffers
 [1, object id, owner]                              a reference that the receiver must fetch itself
-[2, ...]                                           an error (errors.py)
+[2, ...]                                           an error, perhaps with references (errors.py)
 [3, object id, owner, size, [[id, owner], ...]]    a value in the store of a node, with the references nested
 in it =================================================
 ===========================================================
@@ -29,6 +29,9 @@ FORM_PICKLE = 0
 FORM_REFERENCE = 1
 FORM_ERROR = 2
 FORM_STORED = 3
+
+#: kind of an error -> the place of its references, if it has any: see errors.py
+_REFS_IN_ERROR = {0: 10, 1: 5}
 
 MAX_ATOM_STR = 64 * 1024
 """Longer strings are pickled: the control connections bound the strings they unpack."""
@@ -212,7 +215,8 @@ def decode_with_refs(wire: Any) -> tuple[Any, list[Any]]:
 
 
 def nested_refs(wire: Any) -> list[Any]:
-    """``[object id, owner address]`` of each reference nested in the value; [] for all but forms 0 and 3."""
+    """``[object id, owner address]`` of each reference nested in the value or error; [] for all other
+    forms."""
     if type(wire) is list or type(wire) is tuple:
         refs: list[Any]
         if wire[0] == FORM_PICKLE:
@@ -220,6 +224,10 @@ def nested_refs(wire: Any) -> list[Any]:
             return refs
         if wire[0] == FORM_STORED:
             refs = wire[4]
+            return refs
+        if wire[0] == FORM_ERROR:
+            place = _REFS_IN_ERROR.get(wire[1], len(wire))
+            refs = wire[place] if place < len(wire) else []
             return refs
     return []
 

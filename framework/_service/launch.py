@@ -85,10 +85,45 @@ class Child:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self.pid, signal.SIGKILL)
 
+    def wait_for_group(self, timeout: float) -> bool:
+        """After its end: wait for that of the processes of its group, which are dying; False when that takes
+        longer than `timeout` seconds."""
+        deadline = time.monotonic() + timeout
+        while self.group and _group_runs(self.pid):
+            if time.monotonic() >= deadline:
+                return False
+            time.sleep(0.002)
+        return True
+
     def _kill_group(self) -> None:
         if self.group:
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(self.pid, signal.SIGKILL)
+
+
+def _group_runs(group: int) -> bool:
+    """Whether processes of a group run. Those that only wait to be reaped do not count, where the system
+    tells: nobody may ever do it."""
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    try:
+        names = os.listdir("/proc")
+    except OSError:
+        return True
+    for name in names:
+        if name.isdigit():
+            with (
+                contextlib.suppress(OSError, ValueError, IndexError),
+                open(f"/proc/{name}/stat", "rb") as file,
+            ):
+                state, _, of_group = file.read().rpartition(b")")[2].split()[:3]
+                if int(of_group) == group and state not in (b"Z", b"X"):
+                    return True
+    return False
 
 
 def spawn(

@@ -6,7 +6,9 @@ Pure: methods return commands, tuples that start with a word:
 ``("place", actor_id, spec, incarnation)``      have a node start it
 ``("publish", watcher, record, actor_id)``      tell a watcher the state, under the id that it knows
 ``("end", actor_id, incarnation, force, why)``  have its node end it
+``("end_later", actor_id, incarnation, why)``   the same, by force, if it has not ended in good time
 ``("unplace", actor_id)``                       have the node forget that it should start it
+``("unstore", actor_id, object_id)``            have the node free a saved state that is of no use any more
 """
 
 from __future__ import annotations
@@ -40,8 +42,10 @@ class ActorRecord:
         "owner",
         "pid",
         "restarts",
+        "saved",
         "spec",
         "state",
+        "stored",
         "waiting",
         "watchers",
         "worker",
@@ -64,8 +68,11 @@ class ActorRecord:
         self.watchers: dict[Hashable, set[bytes]] = {}
         #: ids of handles that were made by ``get_if_exists`` and mean this actor
         self.aliases: set[bytes] = set()
-        #: why it is dead: {"text": str, "error": wire error or None, "pid": int}
+        #: why it is dead or restarted: {"text": str, "error": wire error or None, "pid": int, "running": int}
         self.detail: dict[str, Any] | None = None
+        #: what it wants to find again after a restart, in wire form, in a list of one (empty: nothing)
+        self.saved: list[Any] = []
+        self.stored: bytes | None = None  #: its id in the store, if it is there
 
     @property
     def name_key(self) -> tuple[str, str] | None:
@@ -105,7 +112,7 @@ class ActorDirectory:
             if not record.waiting or waiting or record.state == DEAD:
                 return []
             record.waiting, record.spec = False, spec
-            return [("place", actor_id, spec, 0)]
+            return [self._place(record)]
         if actor_id in self._aliases:
             return []
         watchers = self._unborn.pop(actor_id, set()) | {owner}
@@ -124,7 +131,12 @@ class ActorDirectory:
         self.records[actor_id] = record
         record.watchers = {watcher: {actor_id} for watcher in watchers}
         record.waiting = waiting
-        return [] if waiting else [("place", actor_id, spec, 0)]
+        return [] if waiting else [self._place(record)]
+
+    @staticmethod
+    def _place(record: ActorRecord) -> Command:
+        spec = {**record.spec, "saved": record.saved} if record.saved else record.spec
+        return ("place", record.actor_id, spec, record.incarnation)
 
     def _alias(self, actor_id: bytes, record: ActorRecord, watchers: set[Hashable]) -> list[Command]:
         self._aliases[actor_id] = record.actor_id
@@ -154,21 +166,47 @@ class ActorDirectory:
         record.worker, record.address, record.pid = worker, address, pid
         return self._publish(record)
 
-    def gone(self, actor_id: bytes, incarnation: int, text: str, intended: bool) -> list[Command]:
-        """Its process has ended."""
+    def save(self, actor_id: bytes, incarnation: int, state: Any, stored: bytes | None) -> list[Command]:
+        """It wants to find this state (wire form) again if it is restarted. Where it is in the store, under
+        the id `stored`, it belongs to this directory from now on. Raises `ValueError` when that incarnation is
+        over."""
+        record = self.records.get(actor_id)
+        if record is None or record.state == DEAD or record.incarnation != incarnation:
+            raise ValueError("this incarnation of the actor is over: its state is not kept")
+        commands = self._unsave(record)
+        record.saved, record.stored = [state], stored
+        return commands
+
+    @staticmethod
+    def _unsave(record: ActorRecord) -> list[Command]:
+        stored, record.saved, record.stored = record.stored, [], None
+        return [] if stored is None else [("unstore", record.actor_id, stored)]
+
+    def gone(
+        self,
+        actor_id: bytes,
+        incarnation: int,
+        text: str,
+        intended: bool,
+        running: int = 0,
+        kind: str = "",
+    ) -> list[Command]:
+        """Its process has ended. `running`: the call that it had begun last (0: none; `SEVERAL_TASKS`: it may
+        have run many at a time). `kind`: "memory" when it was ended for want of memory."""
         record = self.records.get(actor_id)
         if record is None or record.state == DEAD or record.incarnation != incarnation:
             return []
         limit = record.spec.get("max_restarts") or 0
+        fate = {"error": None, "pid": record.pid, "running": running, "kind": kind}
         if not intended and not record.no_restart and (limit < 0 or record.restarts < limit):
             record.restarts += 1
             record.incarnation += 1
             record.state, record.address, record.worker = RESTARTING, "", b""
-            record.detail = {"text": text, "error": None, "pid": record.pid}
-            return [*self._publish(record), ("place", actor_id, record.spec, record.incarnation)]
+            record.detail = {**fate, "text": text}
+            return [*self._publish(record), self._place(record)]
         if record.restarts:
             text = f"{text}; it had been restarted {record.restarts} time(s) (max_restarts={limit})"
-        return self._die(record, {"text": text, "error": None, "pid": record.pid})
+        return self._die(record, {**fate, "text": text})
 
     def kill(self, actor_id: bytes, no_restart: bool, why: str, force: bool = True) -> list[Command]:
         """End it. With `no_restart` for good, else it counts as a crash. Without `force` it finishes its
@@ -223,9 +261,11 @@ class ActorDirectory:
         for record in list(self.records.values()):
             record.watchers.pop(owner, None)
             if record.owner == owner and record.state != DEAD and (record.waiting or not record.detached):
-                commands += self.kill(
-                    record.actor_id, True, "its owner, the process that created it, has ended"
-                )
+                why = "its owner, the process that created it, has ended"
+                graceful = bool(record.spec.get("shutdown_hook")) and record.state == ALIVE
+                commands += self.kill(record.actor_id, True, why, force=not graceful)
+                if graceful:
+                    commands.append(("end_later", record.actor_id, record.incarnation, why))
         return commands
 
     def watch(self, actor_id: bytes, watcher: Hashable) -> ActorRecord | None:
@@ -256,7 +296,7 @@ class ActorDirectory:
         record.detail = detail
         record.address = ""
         self._release_name(record)
-        commands = self._publish(record)
+        commands = self._publish(record) + self._unsave(record)
         record.watchers.clear()
         # What a dead record still has to tell is small.
         record.spec = {

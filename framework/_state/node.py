@@ -433,6 +433,14 @@ class NodeState:
             self.available[CPU] -= allocation.lent
             allocation.lent = 0
 
+    def job_ended(self, job: bytes, keep: int) -> tuple[list[Worker], list[Command]]:
+        """The driver of a job is gone: its idle workers, which are of no use to other jobs, and what brings
+        the number of workers for jobs to come back to `keep`."""
+        idle = [worker for worker in self.workers.values() if worker.state == IDLE and worker.job == job]
+        fresh = sum(1 for w in self.workers.values() if w.state == IDLE and w.job is None and w.env == ())
+        missing = keep - fresh - self.starting.get((), 0)
+        return idle, self.prestart(missing) if missing > 0 else []
+
     def surplus(self, now: float, keep: int, age: float) -> list[Worker]:
         """Idle workers beyond `keep`, idle for `age` seconds, the longest idle first; those with a special
         environment are not counted as kept."""

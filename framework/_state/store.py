@@ -13,7 +13,8 @@ Pure: every method returns commands for the shell, tuples that start with a word
                                               the rest of its region
 
 A *pin* is one process's right to read a block: while there is one, the block is neither reused, nor spilled,
-nor moved. Requests for space are served strictly in order, so that a large one is not starved by small ones.
+nor moved. A block is named by its object *and* its offset, because an object that is made again may have two
+for a while: the new one, and the old one that somebody still reads, writes or spills. Requests for space are served strictly in order, so that a large one is not starved by small ones.
 """
 
 from __future__ import annotations
@@ -85,6 +86,8 @@ class StoreState:
         self.restored_objects = 0
         self._idle: OrderedDict[bytes, None] = OrderedDict()  #: sealed and unpinned, the longest unused first
         self._zombies: set[Block] = set()  #: replaced under their id while still pinned
+        self._placed: dict[int, Block] = {}  #: all that are in memory, replaced ones too, by offset
+        self._readers: dict[Hashable, int] = {}  #: pins of sealed blocks, by client
         self._queue: deque[_Request] = deque()
         self._regions: dict[int, Hashable] = {}  #: offset of the unused rest of a leased region -> its client
         #: Messages about one object come on several connections, in any order: a reader may ask before the
@@ -131,9 +134,10 @@ class StoreState:
         if rest >= 0:
             self._regions[rest] = holder
         block = Block(object_id, size, offset, owner)
+        self._placed[offset] = block
         commands: list[Command] = []
         self._enter(block, commands)
-        return commands + self.seal(object_id)
+        return commands + self.seal(object_id, offset)
 
     def give_back(self, holder: Hashable, offset: int) -> list[Command]:
         """A client returns the rest of its region."""
@@ -162,6 +166,7 @@ class StoreState:
             self._queue.popleft()
             assert block is not None
             block.offset = offset
+            self._placed[offset] = block
             if block.state == RESTORING:
                 commands.append(("restore", block.object_id, block.path, offset, block.size))
             else:
@@ -179,10 +184,7 @@ class StoreState:
         if not self._spilling and self._idle:
             self._spill_one(commands)  # there is room, but not in one piece
         if not self._spilling:
-            holders = {
-                *self._regions.values(),
-                *(h for b in self.blocks.values() if b.sealed for h in b.pins),
-            }
+            holders = {*self._regions.values(), *self._readers}
             commands.extend(("recall", holder, []) for holder in holders - self._recalled)
             self._recalled |= holders
         # All else is being read or written: that passes, or the shell gives up after a while.
@@ -267,6 +269,9 @@ class StoreState:
             # A task that is run again makes its results again.
             del self.blocks[block.object_id]
             self._idle.pop(block.object_id, None)
+            if old.waiting:  # for its file to be read back: they get the new one
+                self._parked.setdefault(block.object_id, []).extend(old.waiting)
+                old.waiting = []
             if old.pins or old.state in (SPILLING, RESTORING):
                 old.deleting = True
                 self._zombies.add(old)
@@ -276,32 +281,58 @@ class StoreState:
         if self._freed_early.pop(block.object_id, self) is None:
             block.deleting = True
 
+    def at(self, object_id: bytes, offset: int) -> Block | None:
+        """The block of this object at this place."""
+        block = self._placed.get(offset)
+        return block if block is not None and block.object_id == object_id else None
+
     def seal(
-        self, object_id: bytes, holder: Hashable = None, owner: Hashable = None, keep: bool = False
+        self,
+        object_id: bytes,
+        offset: int,
+        holder: Hashable = None,
+        owner: Hashable = None,
+        keep: bool = False,
     ) -> list[Command]:
         """The object is complete and will not change; the writer's pin, if it had one, ends (or, with `keep`,
         becomes a reader's). `owner`: who owns it from now on, where that is not who was named at its
         creation.
         """
-        block = self.blocks.get(object_id)
+        block = self.at(object_id, offset)
         if block is None or block.sealed:
             return []
         if owner is not None:
             block.owner = owner
         block.sealed = True
-        if not keep:
-            block.pins.pop(holder, None)
+        if block.pins.pop(holder, None) and keep:
+            self._add_pin(block, holder)
         commands: list[Command] = []
-        for token, reader in self._parked.pop(object_id, ()):
-            commands += self.pin(token, reader, object_id)
+        if self.blocks.get(object_id) is block:
+            for token, reader in self._parked.pop(object_id, ()):
+                commands += self.pin(token, reader, object_id)
         return commands + self._settled(block)
 
-    def abort(self, object_id: bytes, holder: Hashable) -> list[Command]:
+    def abort(self, object_id: bytes, offset: int, holder: Hashable) -> list[Command]:
         """The writer gives up."""
-        block = self.blocks.get(object_id)
+        block = self.at(object_id, offset)
         if block is None or block.sealed or holder not in block.pins:
             return []
-        return self.free(object_id) + self.unpin(object_id, holder)
+        commands = self.free(object_id) if self.blocks.get(object_id) is block else []
+        return commands + self.unpin(object_id, offset, holder)
+
+    def _add_pin(self, block: Block, holder: Hashable) -> None:
+        """One more pin of a sealed block."""
+        block.pins[holder] = block.pins.get(holder, 0) + 1
+        self._readers[holder] = self._readers.get(holder, 0) + 1
+
+    def _end_pins(self, block: Block, holder: Hashable, count: int) -> None:
+        left = block.pins.pop(holder) - count
+        if left:
+            block.pins[holder] = left
+        if block.sealed:
+            left = self._readers.pop(holder) - count
+            if left:
+                self._readers[holder] = left
 
     def pin(self, token: Any, holder: Hashable, object_id: bytes) -> list[Command]:
         """A process wants to read an object. If it is not known (yet), the answer waits for its writer, or
@@ -315,7 +346,7 @@ class StoreState:
             return []
         if block.state in (IN_MEMORY, SPILLING):
             # A block on its way to disk is still whole: `spilled` sees the pin, and keeps it in memory.
-            block.pins[holder] = block.pins.get(holder, 0) + 1
+            self._add_pin(block, holder)
             self._idle.pop(object_id, None)
             self._recalled.discard(holder)
             return [("view", token, block.offset, block.size), *(self.serve() if self._queue else ())]
@@ -331,7 +362,7 @@ class StoreState:
         block = self.blocks.get(object_id)
         if block is None or block.deleting or not block.sealed or block.state not in (IN_MEMORY, SPILLING):
             return None
-        block.pins[holder] = block.pins.get(holder, 0) + 1
+        self._add_pin(block, holder)
         self._idle.pop(object_id, None)
         self._recalled.discard(holder)
         return block.offset, block.size
@@ -345,23 +376,13 @@ class StoreState:
             f"object {object_id.hex()} is not in the store of this node",
         )
 
-    def unpin(self, object_id: bytes, holder: Hashable, all_of_it: bool = False) -> list[Command]:
-        """A process has let go of its view."""
-        for block in self._named(object_id, holder):
-            count = block.pins[holder] - 1
-            if count > 0 and not all_of_it:
-                block.pins[holder] = count
-                return []
-            del block.pins[holder]
-            return self._settled(block)
-        return []
-
-    def _named(self, object_id: bytes, holder: Hashable) -> list[Block]:
-        found = [z for z in self._zombies if z.object_id == object_id and holder in z.pins]
-        block = self.blocks.get(object_id)
-        if block is not None and holder in block.pins:
-            found.insert(0, block)
-        return found
+    def unpin(self, object_id: bytes, offset: int, holder: Hashable) -> list[Command]:
+        """A process has let go of one view of the block at this place."""
+        block = self.at(object_id, offset)
+        if block is None or holder not in block.pins:
+            return []
+        self._end_pins(block, holder, 1)
+        return self._settled(block)
 
     def free(self, object_id: bytes) -> list[Command]:
         """The owner does not need it any more: gone when the last reader is."""
@@ -412,20 +433,19 @@ class StoreState:
 
     def _forget_space(self, block: Block) -> None:
         if block.offset >= 0:
+            del self._placed[block.offset]
             self.allocator.free(block.offset)
             block.offset = -1
 
     # ---- disk ----------------------------------------------------------------------------------------
 
-    def _find(self, object_id: bytes, state: str) -> Block | None:
-        block = self.blocks.get(object_id)
-        if block is not None and block.state == state:
-            return block
-        return next((z for z in self._zombies if z.object_id == object_id and z.state == state), None)
+    def _moving(self, object_id: bytes, offset: int, state: str) -> Block | None:
+        block = self.at(object_id, offset)
+        return block if block is not None and block.state == state else None
 
-    def spilled(self, object_id: bytes, path: str) -> list[Command]:
+    def spilled(self, object_id: bytes, offset: int, path: str) -> list[Command]:
         """The block has been written to `path`."""
-        block = self._find(object_id, SPILLING)
+        block = self._moving(object_id, offset, SPILLING)
         if block is None:
             return [("unlink", path)]
         self._spilling -= aligned(block.size)
@@ -439,9 +459,9 @@ class StoreState:
         self._forget_space(block)
         return self.serve()
 
-    def spill_failed(self, object_id: bytes, text: str) -> list[Command]:
+    def spill_failed(self, object_id: bytes, offset: int, text: str) -> list[Command]:
         """It could not be written: it stays in memory, and whoever waits for space is told why."""
-        block = self._find(object_id, SPILLING)
+        block = self._moving(object_id, offset, SPILLING)
         if block is None:
             return []
         self._spilling -= aligned(block.size)
@@ -452,9 +472,9 @@ class StoreState:
             self._refuse(self._queue.popleft(), commands)
         return commands + self._settled(block)
 
-    def restored(self, object_id: bytes) -> list[Command]:
+    def restored(self, object_id: bytes, offset: int) -> list[Command]:
         """The block has been read back into memory."""
-        block = self._find(object_id, RESTORING)
+        block = self._moving(object_id, offset, RESTORING)
         if block is None:
             return []
         block.state = IN_MEMORY
@@ -465,14 +485,14 @@ class StoreState:
             self.spilled_bytes -= block.size
             block.path = None
         for token, holder in block.waiting:
-            block.pins[holder] = block.pins.get(holder, 0) + 1
+            self._add_pin(block, holder)
             commands.append(("view", token, block.offset, block.size))
         block.waiting = []
         return commands + self._settled(block)
 
-    def restore_failed(self, object_id: bytes, text: str) -> list[Command]:
+    def restore_failed(self, object_id: bytes, offset: int, text: str) -> list[Command]:
         """The file cannot be read: this copy is lost."""
-        block = self._find(object_id, RESTORING)
+        block = self._moving(object_id, offset, RESTORING)
         if block is None:
             return []
         commands: list[Command] = [
@@ -499,9 +519,17 @@ class StoreState:
         for offset in [o for o, h in self._regions.items() if h == holder]:
             del self._regions[offset]
             self.allocator.free(offset)
-        self._queue = deque(
-            r for r in self._queue if r.holder != holder or r.block is None or r.block.state == RESTORING
-        )
+        queue, self._queue = self._queue, deque()
+        for request in queue:
+            block = request.block
+            if block is None or block.state == RESTORING:
+                self._queue.append(request)
+            elif request.holder != holder:
+                if block.owner == holder:
+                    text = "the process that this value is for has ended"
+                    commands.append(("refuse", request.token, "OwnerDiedError", text))
+                else:
+                    self._queue.append(request)
         for object_id, parked in list(self._parked.items()):
             parked[:] = [pair for pair in parked if pair[1] != holder]
             if not parked:
@@ -511,7 +539,8 @@ class StoreState:
             if holder in block.pins:
                 if not block.sealed:
                     block.deleting = True
-                commands += self.unpin(block.object_id, holder, all_of_it=True)
+                self._end_pins(block, holder, block.pins[holder])
+                commands += self._settled(block)
             if block.owner == holder and self.blocks.get(block.object_id) is block:
                 commands += self.free(block.object_id)
         return commands + self.serve()

@@ -75,6 +75,7 @@ class TaskRecord:
         "state",
         "stored_deps",
         "stream",
+        "strikes",
         "template",
         "timeout",
         "timer",
@@ -101,6 +102,7 @@ class TaskRecord:
         self.app_failures = 0  #: attempts that have failed
         self.timeout: float | None = None  #: seconds of the option, if that is what sets the deadline
         self.oom_failures = 0  #: how often its worker was ended for want of memory
+        self.strikes = 0  #: how often an actor has died in the middle of this call
         self.deadline: float | None = None
         self.timer: Any = None
         self.lease: Any = None

@@ -6,9 +6,10 @@ ones ask for a block. Reading: the first view of an object asks for a pin; the c
 a while (`_kept`), so that reading again costs nothing, until the object is freed, too many are kept, or the
 node is short of memory (`recall`).
 
-A view is an array over the block, from which everything that the user sees is made. When the last of it is
+A view is an object over the block, from which everything that the user sees is made. When the last of it is
 collected, a weak reference says so, wherever that happens: it may only append to a deque; `drain` then tells
-the node.
+the node. It names the block by its object and its place: an object that was made again may have had another
+place before, of which a view still exists.
 """
 
 from __future__ import annotations
@@ -20,18 +21,21 @@ import time
 import weakref
 from collections import OrderedDict, deque
 from collections.abc import Callable
-from typing import Any, Protocol
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING, Any, Protocol
 
 from framework._base import limits
 from framework._state.allocator import aligned
 from framework._store import layout
-from framework._store.arena import Arena
+from framework._store.arena import Arena, views_of
 from framework._wire import messages as m
 
-View = NDArray[np.uint8]
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+View = memoryview
+"""The memory of a block. Nothing is made of it directly, but of `views_of` it: then it ends when the last of
+all that is made of it ends."""
 
 
 class NodeLink(Protocol):
@@ -60,13 +64,16 @@ class _Region:
 class _Unsealed:
     """An array that the user fills in place (`empty`)."""
 
-    __slots__ = ("base", "object_id", "offset", "size")
+    __slots__ = ("base", "memory", "object_id", "offset", "size")
 
-    def __init__(self, object_id: bytes, offset: int, size: int, base: weakref.ref[View]) -> None:
+    def __init__(
+        self, object_id: bytes, offset: int, size: int, base: weakref.ref[Any], memory: weakref.ref[View]
+    ) -> None:
         self.object_id = object_id
         self.offset = offset
         self.size = size
-        self.base = base
+        self.base = base  #: the array that all of the user's arrays are views of
+        self.memory = memory  #: what that array got its buffer from
 
 
 class StoreClient:
@@ -81,8 +88,8 @@ class StoreClient:
         self._region = _Region()
         self._kept: OrderedDict[bytes, View] = OrderedDict()
         self._views: dict[bytes, weakref.ref[View]] = {}
-        self._refs: dict[int, weakref.ref[View]] = {}  #: alive, or their ends would not be noticed
-        self._ended: deque[tuple[bytes, weakref.ref[View]]] = deque()
+        self._refs: dict[int, weakref.ref[Any]] = {}  #: alive, or their ends would not be noticed
+        self._ended: deque[tuple[bytes, int, weakref.ref[Any]]] = deque()
         self._unsealed: dict[int, _Unsealed] = {}
         self._abandoned: deque[int] = deque()
         self._pressed_until = 0.0  #: until then no view is kept longer than it is used
@@ -128,9 +135,9 @@ class StoreClient:
         try:
             self._fill(arena, offset, size, header, pickle_offset, pickled, places, views)
         except BaseException:
-            self._link.node_cast(m.STORE_ABORT, object_id)
+            self._link.node_cast(m.STORE_ABORT, object_id, offset)
             raise
-        self._link.node_cast(m.STORE_SEAL, object_id, b"", False)
+        self._link.node_cast(m.STORE_SEAL, object_id, offset, b"", False)
         return size
 
     def _place(self, size: int) -> int:
@@ -186,7 +193,7 @@ class StoreClient:
         view = self._kept.get(object_id)
         if view is None:
             view = self._pinned(object_id)
-        return layout.parts(memoryview(view.data))
+        return layout.parts(views_of(view))
 
     def _pinned(self, object_id: bytes) -> View:
         known = self._views.get(object_id)
@@ -195,7 +202,7 @@ class StoreClient:
             arena = self._opened()
             offset, size = self._link.node_call(m.STORE_PIN, object_id)
             view = arena.base(offset, size)
-            self._views[object_id] = self._watch(object_id, view)
+            self._views[object_id] = self._watch(object_id, offset, view)
         self._keep(object_id, view)
         return view
 
@@ -206,9 +213,9 @@ class StoreClient:
     def arrived(self, object_id: bytes, offset: int, size: int) -> list[Any]:
         """A pin that was asked for asynchronously has been given: as `read` (loop)."""
         view = self._opened().base(offset, size)
-        self._views[object_id] = self._watch(object_id, view)
+        self._views[object_id] = self._watch(object_id, offset, view)
         self._keep(object_id, view)
-        return layout.parts(memoryview(view.data))
+        return layout.parts(views_of(view))
 
     def held(self, object_id: bytes) -> View | None:
         """The view of this object that is alive in this process, if there is one."""
@@ -226,7 +233,7 @@ class StoreClient:
         for object_id, offset, size in zip(object_ids, places[::2], places[1::2], strict=True):
             if offset >= 0:
                 view = views[object_id] = arena.base(offset, size)
-                self._views[object_id] = self._watch(object_id, view)
+                self._views[object_id] = self._watch(object_id, offset, view)
         return views
 
     def _keep(self, object_id: bytes, view: View) -> None:
@@ -240,12 +247,12 @@ class StoreClient:
             with contextlib.suppress(KeyError):
                 self._kept.popitem(last=False)
 
-    def _watch(self, object_id: bytes, view: View) -> weakref.ref[View]:
-        """Notice the end of a view, and so of a pin."""
+    def _watch(self, object_id: bytes, offset: int, view: Any) -> weakref.ref[Any]:
+        """Notice the end of a view of the block at `offset`, and so of a pin."""
         ended, refs = self._ended, self._refs
 
-        def end(ref: weakref.ref[View]) -> None:
-            ended.append((object_id, ref))
+        def end(ref: weakref.ref[Any]) -> None:
+            ended.append((object_id, offset, ref))
 
         ref = weakref.ref(view, end)
         refs[id(ref)] = ref
@@ -265,19 +272,20 @@ class StoreClient:
     def drain(self) -> None:
         """Tell the node of views that have ended since last time."""
         ended = self._ended
-        gone = []
+        gone, offsets = [], []
         while ended:
-            object_id, ref = ended.popleft()
+            object_id, offset, ref = ended.popleft()
             self._refs.pop(id(ref), None)
             if self._views.get(object_id) is ref:
                 del self._views[object_id]
             gone.append(object_id)
+            offsets.append(offset)
         if gone:
-            self._link.node_cast(m.STORE_UNPIN, gone)
+            self._link.node_cast(m.STORE_UNPIN, gone, offsets)
         while self._abandoned:
             unsealed = self._unsealed.pop(self._abandoned.popleft(), None)
             if unsealed is not None:
-                self._link.node_cast(m.STORE_ABORT, unsealed.object_id)
+                self._link.node_cast(m.STORE_ABORT, unsealed.object_id, unsealed.offset)
 
     @property
     def waiting(self) -> bool:
@@ -311,53 +319,61 @@ class StoreClient:
 
     # ---- arrays in place -----------------------------------------------------------------------------
 
-    def reserve(self, object_id: bytes, nbytes: int, owner: bytes) -> View:
+    def reserve(self, object_id: bytes, nbytes: int, owner: bytes) -> NDArray[np.uint8]:
         """A writable block for the data of an array that the user will fill and put."""
+        import numpy as np
+
         arena = self._opened()
         size = layout.HEADER_ROOM + nbytes
         offset, warm = self._link.node_call(m.STORE_CREATE, object_id, size, owner)
         if not warm and size >= limits.STORE_POPULATE:
             arena.populate(offset, aligned(size))
-        base = arena.base(offset + layout.HEADER_ROOM, nbytes, writable=True)
+        memory = arena.base(offset + layout.HEADER_ROOM, nbytes, writable=True)
+        base = np.frombuffer(views_of(memory), dtype=np.uint8)
         address = int(base.__array_interface__["data"][0])
         abandoned = self._abandoned
         ref = weakref.ref(base, lambda _: abandoned.append(address))
-        self._unsealed[address] = _Unsealed(object_id, offset, size, ref)
+        self._unsealed[address] = _Unsealed(object_id, offset, size, ref, weakref.ref(memory))
         return base
 
     def in_place(
         self, array: Any, owner: bytes, describe: Callable[[Any], bytes]
     ) -> tuple[bytes, int] | None:
-        """If `array` is exactly one that `reserve` gave, and nobody else can write to it, seal it: (object
+        """If `array` is exactly one that `reserve` gave, and no other array can write to it, seal it: (object
         id, size of its block). Else None: then it is copied, as any array.
 
         `owner`: the process that owns the object from now on. `describe(array)` returns the pickle that
         describes the array around its data.
         """
+        import numpy as np
+
         if not self._unsealed or type(array) is not np.ndarray:
             return None
         address = int(array.__array_interface__["data"][0])
         unsealed = self._unsealed.get(address)
         if unsealed is None or array.nbytes != unsealed.size - layout.HEADER_ROOM:
             return None
-        base = unsealed.base()
+        base: Any = unsealed.base()
         # One reference is `base` here, one the argument of getrefcount, one `array.base`. Any more: another
         # view may write.
-        if base is None:
+        if base is None or array.base is not base or sys.getrefcount(base) > 3:
             return None
-        if array.base is not base or sys.getrefcount(base) > 3 or not array.flags.c_contiguous:
+        if not array.flags.c_contiguous:
             return None
-        assert base is not None  # compared with `array.base`, it may be None again for type checkers
         pickled = describe(array)
         try:
             header, pickle_offset, _, size = layout.plan_in_place(len(pickled), array.nbytes)
         except ValueError:
             return None
+        # Without the buffer behind it, numpy refuses to make any of its arrays writable again.
+        base.base.release()
+        if unsealed.memory() is not None:
+            return None  # somebody has taken a slice of that buffer
         del self._unsealed[address]
         array.flags.writeable = False
         base.flags.writeable = False
         layout.write_head(self._opened().memory(unsealed.offset, size), header, pickle_offset, pickled)
         # The array that the user still holds is a view: it keeps the writer's pin until it is gone.
-        self._watch(unsealed.object_id, base)
-        self._link.node_cast(m.STORE_SEAL, unsealed.object_id, owner, True)
+        self._watch(unsealed.object_id, unsealed.offset, base)
+        self._link.node_cast(m.STORE_SEAL, unsealed.object_id, unsealed.offset, owner, True)
         return unsealed.object_id, size

@@ -82,6 +82,7 @@ RESOURCES: Final = 72
 ACTOR_LIST: Final = 73
 ACTOR_END: Final = 74
 NODE_STOP: Final = 75
+ACTOR_SAVE: Final = 76
 
 # processes of a node <-> its store
 STORE_CREATE: Final = 80
@@ -192,7 +193,11 @@ CATALOGUE: Final[dict[int, Message]] = {
         pid=int,
         error=(list, NoneType),
     ),
-    ACTOR_GONE: Message("actor_gone", actor=bytes, incarnation=int, detail=str, intended=bool),
+    ACTOR_GONE: Message(
+        "actor_gone", actor=bytes, incarnation=int, detail=str, intended=bool, running=int, kind=str
+    ),
+    # `stored`: its object id, where the state is in the store.
+    ACTOR_SAVE: Message("actor_save", rid=int, actor=bytes, incarnation=int, state=ANY, stored=_OPT_BYTES),
     ACTOR_END: Message("actor_end", actor=bytes, incarnation=int, force=bool, reason=str),
     NODE_JOIN: Message("node_join", info=dict),
     NODE_LOAD: Message("node_load", available=dict),
@@ -203,10 +208,10 @@ CATALOGUE: Final[dict[int, Message]] = {
     STORE_CREATE: Message("store_create", rid=int, object=bytes, size=int, owner=bytes),
     STORE_LEASE: Message("store_lease", rid=int, size=int),
     STORE_ADOPT: Message("store_adopt", object=bytes, offset=int, size=int, owner=bytes),
-    STORE_SEAL: Message("store_seal", object=bytes, owner=bytes, keep=bool),
-    STORE_ABORT: Message("store_abort", object=bytes),
+    STORE_SEAL: Message("store_seal", object=bytes, offset=int, owner=bytes, keep=bool),
+    STORE_ABORT: Message("store_abort", object=bytes, offset=int),
     STORE_PIN: Message("store_pin", rid=int, object=bytes),
-    STORE_UNPIN: Message("store_unpin", objects=list),
+    STORE_UNPIN: Message("store_unpin", objects=list, offsets=list),
     STORE_FREE: Message("store_free", objects=list),
     STORE_RETURN: Message("store_return", offset=int),
     STORE_RECALL: Message("store_recall", objects=list),

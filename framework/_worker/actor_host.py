@@ -24,6 +24,8 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
+from framework._base import limits
+from framework._base.ids import SEVERAL_TASKS
 from framework._net.connection import Connection, Frame
 from framework._runtime.context import TaskContext, current_task
 from framework._runtime.runtime import new_loop
@@ -34,9 +36,10 @@ from framework._service.mailbox import Mailbox
 from framework._state.tasks import DYNAMIC, STREAMING
 from framework._wire import messages as m
 from framework._worker import stdio
+from framework._worker.actor_hooks import Hooks
 from framework._worker.generators import Producer
 from framework._worker.templates import ExecTemplate
-from framework.exceptions import ActorDiedError, ObjectLostError
+from framework.exceptions import ActorDiedError, ObjectLostError, OwnerDiedError
 
 if TYPE_CHECKING:
     from framework._worker.executor import Executor
@@ -58,9 +61,11 @@ class ActorHost:
         self.restarted = restarted
         self.resources: dict[str, int] = spec["resources"]
         self._spec = spec
+        self.hooks = Hooks(self._runtime, actor_id, restarted, self.class_name)
         self.instance: Any = None
         self.cls: Any = None
         self.mode = "sync"
+        self._ends = False  #: it was told to
         self._waiting: dict[int, Connection] = {}
         self._pools: dict[str | None, ThreadPoolExecutor] = {}
         self._limits: dict[str | None, asyncio.Semaphore] = {}
@@ -87,6 +92,7 @@ class ActorHost:
         try:
             cls = self.cls = load_function(self._spec["payload"])
             self._choose_mode(cls)
+            self._executor.mark_running(0 if self.mode == "sync" else SEVERAL_TASKS)
             if self.mode == "async":
                 self._loop = new_loop()
                 asyncio.set_event_loop(self._loop)
@@ -98,7 +104,8 @@ class ActorHost:
             error = self._error(problem, f"{self.class_name}.__init__", context)
         finally:
             current_task.reset(token)
-        self._spec.pop("payload", None)
+        for name in ("payload", "saved"):
+            self._spec.pop(name, None)
         self._spec["args"] = self._spec["kwargs"] = None
         stdio.flush()  # before the news: after an error the node ends this process
         up = self._executor.thread.pack((m.ACTOR_UP, self.actor_id, error))
@@ -109,14 +116,32 @@ class ActorHost:
         if error is None and self._loop is not None:
             self._loop.run_forever()
 
-    def _construct(self, cls: Any) -> None:
-        args, kwargs = self._executor.decode_args(self._spec["args"], self._spec["kwargs"])
+    def _construct(self, cls: Any) -> Any:
+        args, kwargs = self._arguments()
         self.instance = cls(*args, **kwargs)
+        self.hooks.attach(self.instance, self._spec.get("save_every", 0))
+        saved = self._spec.get("saved")
+        return self.hooks.restore(saved) if saved else None
+
+    def _arguments(self) -> tuple[list[Any], dict[str, Any]]:
+        from framework._worker.executor import ArgumentLost
+
+        try:
+            return self._executor.decode_args(self._spec["args"], self._spec["kwargs"])
+        except ArgumentLost as lost:
+            raise OwnerDiedError(
+                lost.object_id.hex(),
+                "It is an argument of the constructor, and went with the process that had made it. An actor "
+                "that may be restarted after that (a detached one) needs its arguments by value, of at most "
+                f"{limits.DETACHED_INLINE_LIMIT >> 20} MiB each, not by reference",
+            ) from None
 
     async def _construct_async(self, cls: Any) -> None:
         """Inside the loop, so that the constructor may make asyncio objects and tasks."""
         fetched = await self._fetch(self._spec["args"], self._spec["kwargs"])
-        self._construct(cls)
+        restored = self._construct(cls)
+        if inspect.isawaitable(restored):
+            await restored
         del fetched
 
     def _choose_mode(self, cls: Any) -> None:
@@ -230,6 +255,9 @@ class ActorHost:
 
     def end(self, reason: str) -> None:
         """Loop: end in order: calls that are under way finish first."""
+        if self._ends:
+            return
+        self._ends = True
         if self._mailbox is not None:
             self._mailbox.post(self._end_soon, reason)
         elif self.mode == "threads":
@@ -243,12 +271,27 @@ class ActorHost:
         me = asyncio.current_task()
         while others := [task for task in self._tasks if task is not me]:
             await asyncio.wait(others)
-        self._executor.leave(reason)
+        await self._leave_async(reason)
+
+    async def _leave_async(self, reason: str) -> None:
+        if self.hooks.claim_end():
+            self._executor.announce_end(reason)
+            await self.hooks.shut_down_async()
+            self._executor.leave(reason)
 
     def _end_threads(self, reason: str) -> None:
         for pool in self._pools.values():
             pool.shutdown(wait=True)
         self._executor.leave(reason)
+
+    def shut_down(self) -> None:
+        """The thread that ends this process: the last moment for user code. (An async actor has had it.)"""
+        if self.mode == "async":
+            return
+        if self.hooks.claim_end():
+            self.hooks.shut_down()
+        else:
+            threading.Event().wait()  # another thread is at it, and ends the process
 
     # ---- threads -------------------------------------------------------------------------------------
 
@@ -269,7 +312,7 @@ class ActorHost:
         _, unique, _, args, kwargs, extra = frame
         executor = self._executor
         token = current_task.set(context)
-        refs = None
+        refs, failed = None, False
         try:
             self._check_group(template)
             if template.function is None:
@@ -279,13 +322,14 @@ class ActorHost:
             del arguments, keywords
         except BaseException as error:
             arguments = keywords = None  # type: ignore[assignment]  # noqa: F841 - drops references
-            data = executor.encode_error(template, context, 0, error)
+            data, refs = executor.encode_error(template, context, 0, error)
+            failed = True
             del error
         finally:
             current_task.reset(token)
             executor.contexts.pop(unique, None)
             executor.reasons.pop(unique, None)
-        executor.finish(connection, template, unique, data, refs)
+        executor.finish(connection, template, unique, data, refs, failed)
         self._maybe_leave()
 
     def _guarded(
@@ -306,6 +350,7 @@ class ActorHost:
                 result = template.function(*args, **kwargs)
         finally:
             self._leave_thread(unique)
+        self.hooks.after_call()
         return self._executor.encode_result(connection, template, unique, 0, result)
 
     def _produce(
@@ -357,10 +402,10 @@ class ActorHost:
         if executor.async_tasks.pop(unique, None) is None:
             return
         # Cancelled before its first line: nobody has replied.
-        data = executor.encode_error(template, context, 0, asyncio.CancelledError())
+        data, refs = executor.encode_error(template, context, 0, asyncio.CancelledError())
         executor.contexts.pop(unique, None)
         executor.reasons.pop(unique, None)
-        executor.finish(connection, template, unique, data, None)
+        executor.finish(connection, template, unique, data, refs)
 
     async def _run_async(
         self, connection: Connection, frame: Frame, template: ExecTemplate, context: TaskContext
@@ -368,7 +413,7 @@ class ActorHost:
         _, unique, _, args, kwargs, extra = frame
         executor = self._executor
         current_task.set(context)
-        refs = None
+        refs, failed = None, False
         try:
             self._check_group(template)
             async with self._limits[template.group]:
@@ -390,19 +435,22 @@ class ActorHost:
                         result
                     ):  # of __ray_call__, or of a decorator that hides that its method is async
                         result = await result
+                await self.hooks.after_call_async()
             del arguments, keywords
             data, refs = executor.encode_result(connection, template, unique, 0, result)
             del result
         except BaseException as error:
             arguments = keywords = result = None  # type: ignore[assignment]  # noqa: F841 - drops references
-            data = executor.encode_error(template, context, 0, error)
+            data, refs = executor.encode_error(template, context, 0, error)
+            failed = True
             del error
         finally:
             executor.async_tasks.pop(unique, None)
             executor.contexts.pop(unique, None)
             executor.reasons.pop(unique, None)
-        executor.finish(connection, template, unique, data, refs)
-        self._maybe_leave()
+        executor.finish(connection, template, unique, data, refs, failed)
+        if executor._leaving is not None:
+            await self._leave_async(executor._leaving)
 
     async def _fetch(self, args: list[Any], kwargs: dict[str, Any] | None) -> list[Any]:
         """References among the arguments: wait for them without holding up the loop. `decode_args` finds them

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import mmap
 import os
 import queue
@@ -24,13 +25,13 @@ from contextvars import copy_context
 from typing import Any
 
 from framework._base import limits
-from framework._base.ids import object_id_bytes, task_id_bytes
+from framework._base.ids import SEVERAL_TASKS, object_id_bytes, task_id_bytes
 from framework._net.connection import Connection, Frame
 from framework._runtime.context import TaskContext, current_task
 from framework._runtime.runtime import Runtime
 from framework._runtime.waiters import ThreadWaiter
 from framework._serial import values
-from framework._serial.errors import error_to_wire
+from framework._serial.errors import encode_error
 from framework._state.tasks import DYNAMIC, STREAMING
 from framework._wire import messages as m
 from framework._wire.codec import new_packer
@@ -429,11 +430,16 @@ class Executor:
             context.resources = self.actor.resources
         return context
 
+    def mark_running(self, unique: int) -> None:
+        """What the node is to know of what runs here, should this process die: a task, 0 or
+        `SEVERAL_TASKS`."""
+        _MARK.pack_into(self._mark, 0, unique)
+
     def execute(self, connection: Connection, frame: Frame) -> None:
         """Main thread: run one task and reply."""
         _, unique, tid, args, kwargs, extra = frame
         template: ExecTemplate = connection.state.incoming[tid]
-        _MARK.pack_into(self._mark, 0, unique)
+        self.mark_running(unique)
         context = self.context_of(template, unique, extra)
         self.contexts[unique] = context
         if self._early:
@@ -441,6 +447,7 @@ class Executor:
         token = current_task.set(context)
         stdio.set_name(template.name if self.actor is None else self.actor.log_name)
         started = time.monotonic_ns()
+        failed = False
         try:
             if template.function is None:
                 self.load(template)
@@ -454,6 +461,8 @@ class Executor:
                 result = self.call(unique, template.function, arguments, keywords)
             if self.forked:
                 _end_fork(None)
+            if self.actor is not None:
+                self.actor.hooks.after_call()
             micros = (time.monotonic_ns() - started) // 1000
             del arguments, keywords
             data, refs = self.encode_result(connection, template, unique, micros, result)
@@ -463,7 +472,8 @@ class Executor:
             if self.forked:
                 _end_fork(error)
             micros = (time.monotonic_ns() - started) // 1000
-            data, refs = self.encode_error(template, context, micros, error), None
+            data, refs = self.encode_error(template, context, micros, error)
+            failed = True
             arguments = keywords = result = None  # type: ignore[assignment]  # noqa: F841 - drops references
             del error
         finally:
@@ -478,7 +488,7 @@ class Executor:
             if template.calls >= template.max_calls:
                 connection.buffer(self.thread.pack((m.RETIRING,)))
                 self._leaving = f"it has run {template.name}() {template.calls} times (max_calls)"
-        self.finish(connection, template, unique, data, refs)
+        self.finish(connection, template, unique, data, refs, failed)
 
     def _cancel_early(self, unique: int) -> None:
         """Main thread: it may have been cancelled between the queue and here."""
@@ -495,11 +505,21 @@ class Executor:
         self.forked = True
 
     def finish(
-        self, connection: Connection, template: ExecTemplate, unique: int, data: bytes, refs: list[Any] | None
+        self,
+        connection: Connection,
+        template: ExecTemplate,
+        unique: int,
+        data: bytes,
+        refs: list[Any] | None,
+        failed: bool = False,
     ) -> None:
         """Send the reply; before that, if references stay behind, their owners learn of it."""
         if refs:
             self.runtime.objects.hold(connection, unique, 1, refs)
+            if failed:
+                # An exception and the frames in its traceback refer to each other easily (asyncio's always
+                # do): without this the references in it would stay until this process makes garbage again.
+                gc.collect(1)
         if self._leaving is None and self.runtime.objects.register_provisional(lambda: connection.send(data)):
             return
         self.reply(connection, data, template.careful or self._leaving is not None)
@@ -674,11 +694,11 @@ class Executor:
 
     def encode_error(
         self, template: ExecTemplate, context: TaskContext, micros: int, error: BaseException
-    ) -> bytes:
-        """The frame of an exception. Never raises."""
+    ) -> tuple[bytes, list[Any] | None]:
+        """The frame of an exception, and the references in it. Never raises."""
         unique = context.unique
         if isinstance(error, ArgumentLost):
-            return self.thread.pack((m.ARG_LOST, unique, error.object_id))
+            return self.thread.pack((m.ARG_LOST, unique, error.object_id)), None
         reason = self.reasons.get(unique)
         retryable = False
         if reason is not None and isinstance(
@@ -694,7 +714,7 @@ class Executor:
                 error.__context__ = problem
         if isinstance(error, TaskCancelledError) and error.task_id is None:
             error = TaskCancelledError(context.task_id.hex(), error.reason)
-        wire = error_to_wire(
+        wire, refs = encode_error(
             error,
             function_name=template.name,
             pid=self.runtime.pid,
@@ -702,7 +722,7 @@ class Executor:
             task_id=context.task_id.hex(),
             actor=self.actor.describe() if self.actor is not None else None,
         )
-        return self.thread.pack((m.FAILED, unique, micros, retryable, wire))
+        return self.thread.pack((m.FAILED, unique, micros, retryable, wire)), refs
 
     def send_item(
         self, connection: Connection, template: ExecTemplate, unique: int, index: int, value: Any
@@ -726,13 +746,19 @@ class Executor:
 
     # ---- the end -------------------------------------------------------------------------------------
 
-    def leave(self, reason: str) -> None:
-        """End this process in order: what was said and printed gets out."""
+    def announce_end(self, reason: str) -> None:
+        """Get all replies out, and tell the node why this process is going to end."""
         self.flush_replies()
         node = self.runtime.node
         if node is not None:
             node.buffer(self.thread.pack((m.LEAVING, reason)))
             node.flush(wait=True)
+
+    def leave(self, reason: str) -> None:
+        """End this process in order: what was said and printed gets out."""
+        self.announce_end(reason)
+        if self.actor is not None:
+            self.actor.shut_down()
         stdio.flush()
         os._exit(0)
 

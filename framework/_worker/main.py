@@ -11,6 +11,7 @@ from typing import Any
 
 from framework._net.connection import Connection, Frame
 from framework._net.listener import connect_unix
+from framework._runtime import logs
 from framework._runtime.current import set_current
 from framework._runtime.runtime import Config, Runtime
 from framework._wire import messages as m
@@ -92,8 +93,10 @@ def _adopt_job(config: Config, facts: dict[str, Any]) -> None:
     config.namespace = facts.get("namespace", "")
     config.log_to_driver = facts.get("log_to_driver", True)
     config.job_facts = {
-        name: facts[name] for name in ("sys_path", "cwd", "namespace", "argv") if name in facts
+        name: facts[name] for name in ("sys_path", "cwd", "namespace", "logging") if name in facts
     }
+    if facts.get("logging"):
+        logs.configure(*facts["logging"])
     cwd = facts.get("cwd")
     if cwd:
         try:

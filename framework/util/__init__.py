@@ -1,7 +1,38 @@
-"""Helpers with Ray's names."""
+"""Helpers with Ray's names. Modules are loaded when a name of theirs is first used."""
 
 from __future__ import annotations
 
-from framework.util.network import get_node_ip_address as get_node_ip_address
+import importlib
+from typing import TYPE_CHECKING, Any
 
-__all__ = ["get_node_ip_address"]
+if TYPE_CHECKING:
+    from framework.util import queue as queue
+    from framework.util.actor_pool import ActorPool as ActorPool
+    from framework.util.completion import as_completed as as_completed
+    from framework.util.completion import map_unordered as map_unordered
+    from framework.util.network import get_node_ip_address as get_node_ip_address
+
+_WHERE = {
+    "ActorPool": "framework.util.actor_pool",
+    "as_completed": "framework.util.completion",
+    "get_node_ip_address": "framework.util.network",
+    "map_unordered": "framework.util.completion",
+}
+_MODULES = ("actor_pool", "queue", "scheduling_strategies", "state")
+
+__all__ = ["ActorPool", "as_completed", "get_node_ip_address", "map_unordered", "queue"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _WHERE:
+        value = getattr(importlib.import_module(_WHERE[name]), name)
+    elif name in _MODULES:
+        value = importlib.import_module(f"framework.util.{name}")
+    else:
+        raise AttributeError(f"module 'framework.util' has no attribute {name!r}")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__, *_MODULES})

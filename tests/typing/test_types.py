@@ -1,4 +1,4 @@
-"""mypy and pyright agree with accepted.py and rejected.py, line by line."""
+"""mypy and pyright agree with the files accepted*.py and rejected*.py, line by line."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import pytest
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
-CASES = ("accepted.py", "rejected.py")
+CASES = ("accepted.py", "accepted_actors.py", "rejected.py", "rejected_actors.py")
 MARK = re.compile(r"#\s*error\b")
 
 pytestmark = pytest.mark.slow

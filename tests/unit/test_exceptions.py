@@ -491,6 +491,7 @@ def test_every_exception_of_ray_has_its_name_here() -> None:
         ("ReferenceCountingAssertionError", (exceptions.ObjectLostError, AssertionError)),
         ("ObjectReconstructionFailedMaxAttemptsExceededError", (exceptions.ObjectReconstructionFailedError,)),
         ("OutOfMemoryError", (FrameworkError,)),
+        ("ActorOutOfMemoryError", (exceptions.ActorDiedError, exceptions.OutOfMemoryError)),
     ],
 )
 def test_hierarchy(cls: str, bases: tuple[type, ...]) -> None:

@@ -43,7 +43,9 @@ IMPURE_MODULES = frozenset(
     | {"_socket", "_thread", "_random", "posix", "nt", "uvloop", "secrets", "uuid", "selectors"}
 )
 # Modules (not packages) that stand behind the public ones: their names are private, their place is rightmost.
-PUBLIC_MODULES = frozenset({"_api", "_arrays", "_boot", "_session"})
+PUBLIC_MODULES = frozenset(
+    {"_actor_types", "_api", "_arrays", "_boot", "_cli", "_handle", "_init_checks", "_methods", "_session"}
+)
 # Names under which a grab bag of functions would hide.
 FORBIDDEN_FILES = frozenset({"utils.py"})
 # Prefixes and suffixes of a constant that bounds something.

@@ -140,6 +140,16 @@ def test_a_constructor_that_fails_is_the_end() -> None:
     }
 
 
+def test_an_end_for_want_of_memory_is_told_as_such() -> None:
+    directory = alive(ActorDirectory(), max_restarts=1)
+    for incarnation in (0, 1):
+        directory.gone(A, incarnation, "the node ran out of memory", False, 5, "memory")
+        detail = directory.records[A].detail
+        assert detail is not None
+        assert (detail["kind"], detail["running"]) == ("memory", 5)
+    assert directory.records[A].state == DEAD
+
+
 def test_restarts_are_counted_and_told_in_the_end() -> None:
     directory = alive(ActorDirectory(), max_restarts=1)
     commands = directory.gone(A, 0, "exited with code 1", False)

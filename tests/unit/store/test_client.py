@@ -63,12 +63,12 @@ class FakeNode:
         if opcode == m.STORE_ADOPT:
             commands += self.state.adopt(self, fields[0], fields[1], fields[2], "owner")
         elif opcode == m.STORE_SEAL:
-            commands += self.state.seal(fields[0], self, None, fields[2])
+            commands += self.state.seal(fields[0], fields[1], self, None, fields[3])
         elif opcode == m.STORE_ABORT:
-            commands += self.state.abort(fields[0], self)
+            commands += self.state.abort(fields[0], fields[1], self)
         elif opcode == m.STORE_UNPIN:
-            for object_id in fields[0]:
-                commands += self.state.unpin(object_id, self)
+            for object_id, offset in zip(fields[0], fields[1], strict=True):
+                commands += self.state.unpin(object_id, offset, self)
         elif opcode == m.STORE_FREE:
             for object_id in fields[0]:
                 commands += self.state.free(object_id)
