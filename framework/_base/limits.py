@@ -95,3 +95,4 @@ STORE_FULL_GRACE: Final = 10.0  #: how long a request waits for space in a full 
 # --- patterns --------------------------------------------------------------------------------------
 POOL_READ_AHEAD: Final = 1_000  #: items of ActorPool.map that are done or waiting before they are taken
 QUEUE_WAITING: Final = 1_000_000  #: blocked calls that a Queue serves at a time, in each direction
+QUEUE_ATTEND_AFTER: Final = 0.1  #: a call that waits this long has its Queue watch for the caller's death

@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any
 
 from framework._base import limits
 from framework._base.ids import SEVERAL_TASKS
+from framework._base.signature import is_async_class
 from framework._net.connection import Connection, Frame
 from framework._runtime.context import TaskContext, current_task
 from framework._runtime.runtime import new_loop
@@ -147,12 +148,7 @@ class ActorHost:
     def _choose_mode(self, cls: Any) -> None:
         groups: dict[str, int] = self._spec.get("concurrency_groups") or {}
         concurrency: int | None = self._spec.get("max_concurrency")
-        is_async = any(
-            inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function)
-            for _, member in inspect.getmembers_static(cls)
-            for function in [member.__func__ if isinstance(member, staticmethod | classmethod) else member]
-        )
-        if is_async:
+        if is_async_class(cls):
             self.mode = "async"
             self._limits[None] = asyncio.Semaphore(concurrency or DEFAULT_ASYNC_CONCURRENCY)
             for name, limit in groups.items():

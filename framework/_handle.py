@@ -1,0 +1,254 @@
+"""Handles of actors, and their methods to call."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, Unpack
+
+from framework._base.ids import ActorID, object_id_bytes, task_id_bytes, task_scope
+from framework._base.options import MethodOptions
+from framework._methods import SPECIAL, MethodInfo, methods_of
+from framework._runtime.current import current
+from framework._state.tasks import Template
+from framework.object_ref import ObjectRef
+from framework.remote_function import number_of_returns, results_of, retry_spec, window_of
+
+if TYPE_CHECKING:
+    from framework._base.keywords import MethodKeywords
+
+T = TypeVar("T")
+
+_NO_CORES: dict[str, Any] = {}  #: of a handle that is not complete yet
+
+
+class ActorHandle(Generic[T]):
+    """A living actor, to call: ``handle.method.remote(...)``. Can be passed to tasks and other actors.
+
+    The actor ends when the last handle that goes back to its creation is gone (unless it is detached). `ref`
+    is what counts them; without one the handle counts for nothing. With an `owner`, the process that made the
+    actor, copies of it count: so an actor may keep its own handle and end, and pass it on and live.
+    """
+
+    __module__ = "framework.actor"
+
+    def __init__(
+        self,
+        actor_id: bytes,
+        class_name: str,
+        methods: dict[str, MethodInfo],
+        ref: ObjectRef[Any] | None,
+        max_task_retries: int,
+        max_pending_calls: int = -1,
+        unordered: bool = False,
+        owner: str = "",
+    ) -> None:
+        self._actor_id = actor_id
+        self._class_name = class_name
+        self._methods = methods
+        self._ref = ref
+        self._max_task_retries = max_task_retries
+        self._max_pending_calls = max_pending_calls
+        self._unordered = unordered
+        self._owner = owner
+        self._cores: dict[str, _MethodCore] = {}
+        self._client: tuple[Any, Any] | None = None
+
+    def __getattr__(self, name: str) -> ActorMethod:
+        core = self.__dict__.get("_cores", _NO_CORES).get(name)
+        if core is not None:
+            return ActorMethod(self, name, core)
+        if name.startswith("_framework_") or (
+            name.startswith("__") and name.endswith("__") and name not in SPECIAL
+        ):
+            if name not in self.__dict__.get("_methods", {}):
+                raise AttributeError(name)
+        info = self._methods.get(name)
+        if info is None:
+            if name not in SPECIAL:
+                raise AttributeError(
+                    f"the actor class {self._class_name} has no method {name!r}; it has: "
+                    + (", ".join(self._public_names()) or "none")
+                    + ". (Attributes and properties cannot be read through a handle: let a method "
+                    "return them.)"
+                )
+            info = MethodInfo(None, 1, {})
+        core = self._cores[name] = _MethodCore(info, {})
+        return ActorMethod(self, name, core)
+
+    def _public_names(self) -> list[str]:
+        return [name for name in self._methods if not name.startswith("_")]
+
+    @property
+    def _ray_actor_id(self) -> ActorID:
+        return ActorID(self._actor_id)
+
+    @property
+    def _actor_id_hex(self) -> str:
+        return self._actor_id.hex()
+
+    def _client_of(self, runtime: Any) -> Any:
+        client = self._client
+        if client is None or client[0] is not runtime:
+            client = self._client = (runtime, runtime.actors.client(self._actor_id, self._class_name))
+            client[1].unordered = self._unordered
+        return client[1]
+
+    def __dir__(self) -> list[str]:
+        return sorted({*object.__dir__(self), *self._methods})
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, ActorHandle) and other._actor_id == self._actor_id
+
+    def __hash__(self) -> int:
+        return hash(self._actor_id)
+
+    def __repr__(self) -> str:
+        return f"Actor({self._class_name}, {self._actor_id.hex()})"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        ref = self._ref
+        if ref is None and self._owner:
+            ref = current().make_ref(object_id_bytes(task_id_bytes(0, self._actor_id), 1), self._owner)
+        return (
+            ActorHandle,
+            (
+                self._actor_id,
+                self._class_name,
+                self._methods,
+                ref,
+                self._max_task_retries,
+                self._max_pending_calls,
+                self._unordered,
+            ),
+        )
+
+
+class _MethodCore:
+    """What is worked out once for a method with certain options. It does not know the handle: a handle that
+    could be reached from what it keeps would be collected late, and its actor end late."""
+
+    __slots__ = ("given", "info", "options", "prepared")
+
+    def __init__(self, info: MethodInfo, given: dict[str, Any]) -> None:
+        self.info = info
+        self.given = given
+        self.options = MethodOptions.parse({**info.options, **given})
+        self.prepared: tuple[Any, Template, Any, int, int] | None = None
+
+    def prepare(
+        self, runtime: Any, handle: ActorHandle[Any], name: str
+    ) -> tuple[Any, Template, Any, int, int]:
+        """First call in this session: describe the constant part of calls, or find it where another handle
+        has."""
+        options = self.options
+        returns = self.info.returns
+        if options.num_returns is not None:
+            returns = number_of_returns(options.num_returns, lambda: None)
+        retries = options.max_task_retries
+        if retries is None:
+            retries = handle._max_task_retries
+        spec: dict[str, Any] = {"scope": task_scope(runtime.config.job, handle._actor_id), "method": name}
+        if options.concurrency_group:
+            spec["group"] = options.concurrency_group
+        retry = retry_spec(options.retry_exceptions or False, None)
+        if retry is not None:
+            spec["retry"] = retry
+        shown = options.name or f"{handle._class_name}.{name}"
+        client = handle._client_of(runtime)
+        key = (name, returns, retries, options.concurrency_group, retry, shown)
+        template = client.templates.get(key)
+        if template is None:
+            template = runtime.submitter.template(shown, returns, b"", spec, _CallOptions(retries), None)
+            template = client.templates.setdefault(key, template)
+        self.prepared = (runtime, template, client, retries, window_of(options.generator_window))
+        return self.prepared
+
+
+class ActorMethod:
+    """A method of an actor, to call: ``handle.method.remote(...)``."""
+
+    __slots__ = ("_core", "_handle", "_name")
+
+    def __init__(self, handle: ActorHandle[Any], name: str, core: _MethodCore) -> None:
+        self._handle = handle
+        self._name = name
+        self._core = core
+
+    if not TYPE_CHECKING:  # for type checkers a direct call is an error
+
+        def __call__(self, *args: Any, **kwargs: Any) -> Any:
+            raise TypeError(
+                f"the method {self._name}() of an actor cannot be called directly: "
+                f"use {self._name}.remote(...)"
+            )
+
+    def options(self, **options: Unpack[MethodKeywords]) -> ActorMethod:
+        """The same method with other options. Raises `ValueError` or `TypeError` for wrong ones."""
+        core = self._core
+        return ActorMethod(self._handle, self._name, _MethodCore(core.info, {**core.given, **options}))
+
+    def remote(self, *args: Any, **kwargs: Any) -> Any:
+        """Submit a call; returns as `RemoteFunction.remote` does. Calls of one caller run in the order in
+        which they were made (sync actors). Raises `TypeError` when the arguments do not fit,
+        `PendingCallsLimitExceeded` when more calls are under way than the actor's `max_pending_calls`."""
+        runtime = current()
+        core, handle = self._core, self._handle
+        prepared = core.prepared
+        if prepared is None or prepared[0] is not runtime:
+            prepared = core.prepare(runtime, handle, self._name)
+        _, template, client, retries, window = prepared
+        if core.info.signature is not None:
+            core.info.signature.check(f"{handle._class_name}.{self._name}", args, kwargs)
+        limit = handle._max_pending_calls
+        if limit > 0:
+            client.check_pending(limit)
+        task = runtime.submitter.submit(
+            template,
+            args,
+            kwargs,
+            scope=handle._actor_id,
+            retries=retries,
+            timeout=core.options.timeout,
+            window=window,
+            actor=client,
+            keep=handle._ref,
+        )
+        if limit > 0:
+            client.open.add(task.unique)
+        return results_of(runtime, task)
+
+    def __repr__(self) -> str:
+        return f"<method {self._name} of {self._handle!r}>"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (_method_of, (self._handle, self._name, self._core.given))
+
+
+class _CallOptions:
+    """What the submitter asks of the options of a call."""
+
+    __slots__ = ("max_retries", "retry_policy")
+
+    def __init__(self, max_retries: int) -> None:
+        self.max_retries = max_retries
+        self.retry_policy = None
+
+
+def _method_of(handle: ActorHandle[Any], name: str, options: dict[str, Any]) -> ActorMethod:
+    found: ActorMethod = getattr(handle, name)
+    return found.options(**options) if options else found
+
+
+def self_handle(host: Any) -> ActorHandle[Any]:
+    """The handle that an actor has of itself. Kept, it does not keep the actor; passed on, it does."""
+    spec = host._spec
+    owner = "" if spec.get("lifetime") == "detached" else spec["owner"]
+    return ActorHandle(
+        host.actor_id,
+        host.class_name,
+        methods_of(host.cls),
+        None,
+        host.max_task_retries,
+        spec.get("max_pending_calls", -1),
+        bool(spec.get("unordered")),
+        owner,
+    )

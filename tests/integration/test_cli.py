@@ -1,0 +1,215 @@
+"""``python -m framework``: sessions started, shown, found and stopped, and what is said when it cannot be."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+import framework as fw
+from support.drivers import ROOT, Driver, alive, assert_clean
+from support.leaks import framework_processes, wait_until
+
+pytestmark = [pytest.mark.integration, pytest.mark.slow]
+
+
+class Cli:
+    """The command line, with sessions below one directory."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.env = {**os.environ, "PYTHONPATH": str(ROOT), "FRAMEWORK_TMPDIR": str(root)}
+        self.env.pop("FRAMEWORK_ADDRESS", None)
+
+    def __call__(self, *arguments: str, code: int = 0) -> str:
+        """What a command prints, to either stream."""
+        done = subprocess.run(
+            [sys.executable, "-m", "framework", *arguments],
+            env=self.env,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+        assert done.returncode == code, done
+        return done.stdout + done.stderr
+
+    def start(self, *arguments: str) -> str:
+        """Start a session; its address."""
+        text = self("start", "--head", *arguments)
+        address = text.split("\n")[0].split()[-1]
+        assert f"init(address={address!r})" in text and 'address="auto"' in text, text
+        assert f"FRAMEWORK_ADDRESS={address}" in text and f"framework stop {address}" in text, text
+        return address
+
+
+@pytest.fixture
+def cli(tmp_path: Path) -> Iterator[Cli]:
+    cli = Cli(tmp_path)
+    yield cli
+    cli("stop")
+    assert_clean(tmp_path)
+
+
+def test_start_status_stop(cli: Cli) -> None:
+    assert "No session runs" in cli("status")
+    assert "No session runs" in cli("stop")
+    address = cli.start(
+        "--num-cpus", "3", "--resources", '{"oven": 1.5}', "--object-store-memory", "50000000"
+    )
+    assert address.startswith(str(cli.root))
+    text = cli("status")
+    assert f"Session {address}" in text and "drivers: 0" in text, text
+    assert "CPU: 0 of 3 in use" in text and "oven: 0 of 1.5 in use" in text, text
+    source = """
+import framework as fw
+fw.init(address="auto")
+print(fw.cluster_resources()["CPU"], fw.cluster_resources()["object_store_memory"])
+@fw.remote(num_cpus=2)
+class A:
+    def ping(self): return 1
+a = A.options(name="shown", namespace="here").remote()
+fw.get(a.ping.remote())
+print("READY")
+import time; time.sleep(1000)
+"""
+    with Driver(source, cli.root) as driver:
+        driver.expect("READY")
+        assert driver.out[0] == "3.0 50000000.0"
+        text = cli("status", address)
+        assert "drivers: 1" in text and "CPU: 2 of 3 in use" in text, text
+        assert "actor 'shown' in namespace 'here'" in text, text
+        assert f"Stopped the session at {address}" in cli("stop", address)
+        assert_clean(cli.root)  # whatever the driver does
+        driver.signal(signal.SIGKILL)
+    assert "No session runs" in cli("status")
+
+
+def test_it_outlives_its_starter_and_the_terminal(cli: Cli) -> None:
+    address = cli.start("--num-cpus", "1")
+    pid = int((Path(address) / "node.pid").read_text().split()[0])
+    node = psutil.Process(pid)
+    assert os.getsid(pid) == pid, "no terminal's hang-up reaches it"
+    assert node.cwd() == "/"
+    # The zygote's environment and descriptors are its own: nobody waits for a pipe that it keeps open.
+    assert {os.readlink(f"/proc/{pid}/fd/{fd}").split(":")[0] for fd in (0, 1, 2)} <= {
+        "/dev/null",
+        os.path.join(address, "logs", "node.err"),
+    }
+    assert address in cli("stop")
+    assert not alive(pid)
+
+
+def test_auto_takes_the_latest(cli: Cli) -> None:
+    source = "import framework as fw; print(fw.init(address='auto')['address'])"
+    with Driver(source, cli.root) as driver:
+        assert driver.finish() == 1
+        assert "ConnectionFailedError" in driver.err[-1], driver.text()
+        assert "python -m framework start --head" in driver.err[-1], driver.text()
+    first, second = cli.start("--num-cpus", "1"), cli.start("--num-cpus", "1")
+    with Driver(source, cli.root) as driver:
+        assert driver.finish() == 0, driver.text()
+        assert driver.out == [second]
+    assert cli("status").index(second) < cli("status").index(first)
+    assert second in cli("stop", second)
+    with Driver(source, cli.root) as driver:
+        assert driver.finish() == 0, driver.text()
+        assert driver.out == [first]
+
+
+def test_sessions_of_drivers_are_not_found(cli: Cli) -> None:
+    """They end with their driver: nobody else is to depend on them by accident."""
+    with Driver(
+        "import framework as fw, time; fw.init(num_cpus=1); print('READY'); time.sleep(1000)", cli.root
+    ) as driver:
+        driver.expect("READY")
+        assert "No session runs" in cli("status")
+        assert "No session runs" in cli("stop")
+        assert framework_processes(cli.root)
+        driver.signal(signal.SIGKILL)
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, "stop", "crash"])
+def test_block(cli: Cli, how: int | str) -> None:
+    with Driver(
+        "", cli.root, arguments=["-m", "framework", "start", "--head", "--num-cpus=1", "--block"]
+    ) as d:
+        address = d.expect("A session runs at").split()[-1]
+        wait_until(lambda: "drivers: 0" in cli("status", address))
+        d.settle()
+        if how == "stop":
+            cli("stop", address)
+        elif how == "crash":
+            os.kill(int((Path(address) / "node.pid").read_text().split()[0]), signal.SIGKILL)
+        else:
+            d.signal(int(how))
+        assert d.finish(15) == (1 if how == "crash" else 0), d.text()
+        assert d.err == []
+        last = {"stop": "The session has ended.", "crash": "The session's node process has died."}
+        assert d.out[-1] == last.get(str(how), "The session was stopped."), d.text()
+
+
+def test_a_node_that_does_not_answer_is_killed(cli: Cli) -> None:
+    address = cli.start("--num-cpus", "1")
+    pid = int((Path(address) / "node.pid").read_text().split()[0])
+    os.kill(pid, signal.SIGSTOP)
+    began = time.monotonic()
+    assert "Stopped" in cli("stop", address)
+    assert not alive(pid)
+    assert time.monotonic() - began < 10
+
+
+def test_a_killed_node_is_not_found(cli: Cli) -> None:
+    address = cli.start("--num-cpus", "1")
+    os.kill(int((Path(address) / "node.pid").read_text().split()[0]), signal.SIGKILL)
+    wait_until(lambda: not framework_processes(cli.root), 5)
+    assert "No session runs" in cli("status")
+    assert "does not answer" in cli("status", address, code=1)
+    assert "no session runs at" in cli("stop", address, code=1)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "text"),
+    [
+        (["start"], 1, "--head"),
+        (["start", "--head", "--num-cpus", "-1"], 1, "num_cpus"),
+        (["start", "--head", "--num-cpus", "many"], 2, "--num-cpus"),
+        (["start", "--head", "--resources", "oven"], 2, "not JSON"),
+        (["start", "--head", "--resources", "[1]"], 2, "object"),
+        (["start", "--head", "--resources", '{"CPU": 1}'], 1, "CPU"),
+        (["start", "--head", "--object-store-memory", "-5"], 1, "object_store_memory"),
+        (["stop", "/nowhere"], 1, "no session runs at /nowhere"),
+        (["status", "/nowhere"], 1, "does not answer"),
+        (["halt"], 2, "halt"),
+        ([], 2, "COMMAND"),
+    ],
+)
+def test_wrong_arguments(tmp_path: Path, arguments: list[str], code: int, text: str) -> None:
+    said = Cli(tmp_path)(*arguments, code=code)
+    assert not framework_processes(tmp_path)
+    assert text in said and "Traceback" not in said, said
+
+
+def test_a_start_that_fails_says_why_and_leaves_nothing(cli: Cli) -> None:
+    said = cli("start", "--head", "--object-store-memory", str(2**62), code=1)
+    assert "did not start" in said or "No space" in said or "memory" in said, said
+    assert_clean(cli.root)
+    cli.env["FRAMEWORK_TMPDIR"] = "/proc/nowhere"
+    assert "FRAMEWORK_TMPDIR" in cli("start", "--head", code=1)
+    cli.env["FRAMEWORK_TMPDIR"] = str(cli.root)
+
+
+def test_a_second_session_is_no_hindrance_to_private_ones(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    fw.shutdown()
+    address = cli.start("--num-cpus", "1")
+    monkeypatch.setenv("FRAMEWORK_TMPDIR", str(cli.root))
+    with fw.init(num_cpus=1) as context:
+        assert context.session_dir != address
+    assert "drivers: 0" in cli("status")
