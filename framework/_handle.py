@@ -104,6 +104,12 @@ class ActorHandle(Generic[T]):
     def __repr__(self) -> str:
         return f"Actor({self._class_name}, {self._actor_id.hex()})"
 
+    def __copy__(self) -> ActorHandle[T]:
+        return self
+
+    def __deepcopy__(self, memo: Any) -> ActorHandle[T]:
+        return self  # its reference, copied by pickling, could never be known to be gone
+
     def __reduce__(self) -> tuple[Any, ...]:
         ref = self._ref
         if ref is None and self._owner:

@@ -21,11 +21,10 @@ SPECIAL = (
 )
 """What every actor can be asked."""
 
-_OF_PYTHON = frozenset(
-    ("__init__", "__new__", "__del__", "__init_subclass__", "__class_getitem__", "__subclasshook__")
-    + ("__getattr__", "__getattribute__", "__setattr__", "__delattr__", "__post_init__")
-)
-"""Dunder methods that belong to the instance alone: no calls for others to make."""
+_OF_PYTHON = frozenset((*vars(object), "__del__", "__getattr__", "__post_init__", "__class_getitem__"))
+"""Dunder methods that are no calls for others: handles have them as all objects do, or Python alone calls
+them.
+"""
 _LANGUAGE = frozenset((object, Generic, Protocol))
 
 
@@ -96,8 +95,7 @@ def _is_dunder(name: str) -> bool:
 
 
 def _is_offered(cls: type, name: str) -> bool:
-    """Whether a dunder method is one that the user's classes define, such as ``__len__``: those that every
-    Python object has are no calls for others."""
+    """Whether a dunder method is one that the user's classes define, such as ``__len__``."""
     if name in _OF_PYTHON or name.startswith(("__framework_", "__ray_")):
         return False
     return any(name in vars(base) for base in cls.__mro__ if base not in _LANGUAGE)

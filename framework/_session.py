@@ -191,7 +191,7 @@ def init(
     ``include_dashboard=True``: there is none), `LocalNodeDiedError` when the node cannot start.
     """
     if unknown:
-        check_names(unknown, [*init.__kwdefaults__, "address"])
+        check_names(unknown, [*(init.__kwdefaults__ or ()), "address"])
     check_flags(
         {
             "ignore_reinit_error": ignore_reinit_error,

@@ -43,6 +43,7 @@ class ActorClass(Generic[T]):
         self._name = cls.__name__
         self._methods: dict[str, MethodInfo] | None = None
         self._constructor: CallSignature | None = None
+        self._is_supervised = False
         self._exported: tuple[bytes, bytes, list[Any]] | None = None
         functools.update_wrapper(cast(Any, self), cls, updated=())
 
@@ -54,8 +55,45 @@ class ActorClass(Generic[T]):
                 f"{self._name}.remote(...), or {self._name}.__wrapped__(...) for a plain object"
             )
 
+        def __getattr__(self, name: str) -> Any:
+            return self._of_class(name)
+
+    def _of_class(self, name: str) -> Any:
+        """What the plain class has: its constants, static and class methods, which run here."""
+        if name.startswith("_"):
+            raise AttributeError(f"the actor class {self._name} has no attribute {name!r}")
+        member = inspect.getattr_static(self._class, name, None)
+        if inspect.isfunction(member):
+            raise AttributeError(
+                f"{name}() is a method of actors: make one, actor = {self._name}.remote(...), and call "
+                f"actor.{name}.remote(...)"
+            )
+        return getattr(self._class, name)
+
     def __mro_entries__(self, bases: tuple[Any, ...]) -> tuple[type, ...]:
+        # A class may extend a remote one: it then extends the plain class, and is not remote by itself.
         return (self._class,)
+
+    def __getitem__(self, parameters: Any) -> ActorClass[T]:
+        """``Box[int].remote(1)`` of a generic class: the parameters are for type checkers."""
+        cast(Any, self._class)[parameters]
+        return self
+
+    def _supervised(self) -> ActorClass[T]:
+        """The same class, for actors whose restarts are the business of a supervisor."""
+        if self._options.max_restarts:
+            raise ValueError(
+                f"{self._name} has max_restarts={self._options.max_restarts}: of a supervised actor, the "
+                "supervisor says when it is restarted"
+            )
+        if self._options.lifetime == "detached" or self._options.get_if_exists:
+            raise ValueError(
+                f"{self._name} has lifetime='detached' or get_if_exists=True: a supervised actor is made by "
+                "its supervisor, and ends with it"
+            )
+        copy = ActorClass(self._class, self._options)
+        copy._is_supervised = True
+        return copy
 
     def options(self, **options: Unpack[ActorKeywords]) -> ActorClass[T]:
         """The same class with other options. Raises `ValueError` or `TypeError` for wrong ones."""
@@ -124,6 +162,7 @@ class ActorClass(Generic[T]):
             "max_task_retries": retries,
             "max_concurrency": options.max_concurrency,
             "concurrency_groups": options.concurrency_groups,
+            "supervised": self._is_supervised,
             "save_every": save_every_of(self._class, options.save_every),
             "shutdown_hook": has_shutdown_hook(self._class),
             "max_pending_calls": pending,

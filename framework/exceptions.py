@@ -475,6 +475,13 @@ class ActorAlreadyExistsError(FrameworkError, ValueError):
     default_message = "An actor of this name exists already."
 
 
+class SupervisionError(FrameworkError):
+    """A supervisor has given up: its children needed more restarts than it allows. The last death is its
+    ``__cause__``."""
+
+    default_message = "A supervisor has given up."
+
+
 class PendingCallsLimitExceeded(FrameworkError):
     """More calls wait for the actor than its ``max_pending_calls``. Wait for some of them before the next
     call.

@@ -34,6 +34,7 @@ class HeadService:
             m.ACTOR_PLACED: self._actor_placed,
             m.ACTOR_GONE: self._actor_gone,
             m.ACTOR_SAVE: self._actor_save,
+            m.ACTOR_RESTART: self._actor_restart,
             m.NODE_JOIN: self._node_join,
             m.NODE_LOAD: self._node_load,
             m.NODES: self._list_nodes,
@@ -123,6 +124,10 @@ class HeadService:
     def _actor_gone(self, connection: Connection, frame: Frame) -> None:
         _, actor, incarnation, detail, intended, running, kind = frame
         self._run(self._actors.gone(actor, incarnation, detail, intended, running, kind))
+
+    def _actor_restart(self, connection: Connection, frame: Frame) -> None:
+        self._run(self._actors.restart(frame[2]))
+        connection.reply(frame[1], None)
 
     def _actor_save(self, connection: Connection, frame: Frame) -> None:
         _, rid, actor, incarnation, state, stored = frame

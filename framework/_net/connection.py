@@ -9,6 +9,12 @@ Writing
     `send`    any thread: append and write now
     `post`    loop thread: append, written once at the end of this turn of the loop
     `buffer`  any thread: append only; the caller calls `flush` later
+
+None of them ever blocks. What the peer does not take piles up here, and is counted as soon as the socket is
+full. Above `limits.SEND_HIGH_WATER` bytes the connection is `full`, until it is down to
+`limits.SEND_LOW_WATER`: senders that can wait do so (`when_drained`), and a connection that `serves` reads no
+more requests, so that answers do not pile up either. (Only the side that was connected to does that: if both
+did, they could wait for each other.) A peer for which more than `limits.SEND_MAX` bytes wait is cut off.
 """
 
 from __future__ import annotations
@@ -43,8 +49,10 @@ class Connection:
     """
 
     __slots__ = (
+        "_backlog",
         "_calls",
         "_decoder",
+        "_drain_waiters",
         "_flush_scheduled",
         "_fd",
         "_handlers",
@@ -54,12 +62,15 @@ class Connection:
         "_on_batch",
         "_on_close",
         "_out",
+        "_reading",
         "_received",
         "_rest",
+        "_serves",
         "_sock",
         "_writer_armed",
         "closed",
         "error",
+        "full",
         "greeted",
         "kind",
         "ident",
@@ -80,6 +91,7 @@ class Connection:
         on_batch: Callable[[], None] | None = None,
         name: str = "peer",
         trusted: bool = True,
+        serves: bool = False,
     ) -> None:
         sock.setblocking(False)
         self._loop = loop
@@ -94,6 +106,11 @@ class Connection:
         self._lock = threading.Lock()
         self._flush_scheduled = False
         self._writer_armed = False
+        self._serves = serves
+        self._reading = True
+        self._backlog = 0  #: bytes that wait; counted while the socket is full, and only nearly exact then
+        self._drain_waiters: deque[Callable[[], object]] = deque()
+        self.full = False  #: more waits than should: whoever can do without sending should
         self._calls: dict[int, asyncio.Future[Any]] = {}
         self._next_rid = 0
         self._received = 0
@@ -217,15 +234,21 @@ class Connection:
     def send(self, data: bytes) -> None:
         """Any thread: write now, as far as the socket takes it."""
         self._out.append(data)
+        if self._writer_armed:
+            self._grown(len(data))
         self.flush()
 
     def buffer(self, data: bytes) -> None:
         """Any thread: keep until somebody calls `flush`."""
         self._out.append(data)
+        if self._writer_armed:
+            self._grown(len(data))
 
     def post(self, data: bytes) -> None:
         """Loop thread: written at the end of this turn, together with all else that was posted."""
         self._out.append(data)
+        if self._writer_armed:
+            self._grown(len(data))
         if not self._flush_scheduled:
             self._flush_scheduled = True
             self._loop.call_soon(self._flush_turn)
@@ -244,6 +267,8 @@ class Connection:
         out, lock = self._out, self._lock
         while out and not self._writer_armed and lock.acquire(wait):
             try:
+                if self.closed:
+                    out.clear()
                 if self._writer_armed or self.closed:
                     return
                 full = self._write()
@@ -262,8 +287,9 @@ class Connection:
         """Whether the system has taken all that was sent (or nobody ever will)."""
         return self.closed or not (self._out or self._rest is not None)
 
-    def _write(self) -> bool:
-        """With the lock held: one write. True when the socket took less than there was."""
+    def _write(self, counted: bool = False) -> bool:
+        """With the lock held: one write. True when the socket took less than there was. `counted`: the
+        backlog is known already."""
         out = self._out
         rest = self._rest
         data: bytes | memoryview
@@ -285,16 +311,26 @@ class Connection:
             sent = self._sock.send(data)
         except (BlockingIOError, InterruptedError):
             sent = 0
-        except OSError:
-            # The reading side sees the end of the connection and closes it, on the loop.
+        except OSError as error:
+            # The reading side sees the end of the connection, after what the peer has still said, and closes
+            # it, on the loop: unless it does not read at present.
             out.clear()
             self._rest = None
+            if not self._reading:
+                with contextlib.suppress(RuntimeError):
+                    self._loop.call_soon_threadsafe(self.close, error)
             return False
         if sent == len(data):
             self._rest = None
             return False
         self._rest = memoryview(data)[sent:]
         self._writer_armed = True
+        if counted:
+            self._backlog -= sent
+        else:
+            self._backlog = len(self._rest) + sum(map(len, out.copy()))
+        if self._backlog >= limits.SEND_HIGH_WATER:
+            self._fill()
         return True
 
     def _arm_writer(self) -> None:
@@ -306,11 +342,88 @@ class Connection:
             if self.closed:
                 return
             self._writer_armed = False
-            full = (self._rest is not None or bool(self._out)) and self._write()
-        if full:
-            return  # the writer is still armed
+            armed = (self._rest is not None or bool(self._out)) and self._write(counted=True)
+        if self.full and (not armed or self._backlog <= limits.SEND_LOW_WATER):
+            self._drain()
+        if armed:
+            return  # the writer is still there
         self._loop.remove_writer(self._fd)
         self.flush()
+
+    # ---- flow control --------------------------------------------------------------------------------
+
+    def _grown(self, size: int) -> None:
+        """Any thread: more waits behind a full socket."""
+        # Not at any price: a signal handler may be sending on top of somebody who holds the lock. What is
+        # not counted is missed until the socket is full for the next time.
+        if not self._lock.acquire(False):
+            return
+        behind = 0
+        try:
+            armed = self._writer_armed
+            if armed:
+                self._backlog += size
+                if self._backlog >= limits.SEND_HIGH_WATER:
+                    self._fill()
+                    # One frame may be as long as it likes; what piles up behind it may not.
+                    behind = self._backlog - (len(self._rest) if self._rest is not None else 0)
+        finally:
+            self._lock.release()
+        if not armed:
+            self.flush()  # somebody may have found the lock taken, and relies on us
+        elif behind > limits.SEND_MAX:
+            with contextlib.suppress(RuntimeError):
+                self._loop.call_soon_threadsafe(self._cut_off)
+
+    def _fill(self) -> None:
+        """With the lock held, any thread: the high mark is reached."""
+        if not self.full:
+            self.full = True
+            with contextlib.suppress(RuntimeError):
+                self._loop.call_soon_threadsafe(self._stop_reading)
+
+    def _stop_reading(self) -> None:
+        if self.full and self._serves and self._reading and not self.closed:
+            self._reading = False
+            self._loop.remove_reader(self._fd)
+
+    def _drain(self) -> None:
+        """Loop: the low mark is reached, or it is all over."""
+        self.full = False
+        if not self._reading and not self.closed:
+            self._reading = True
+            self._loop.add_reader(self._fd, self._on_readable)
+        self._tell_drained()
+
+    def when_drained(self, callback: Callable[[], object]) -> None:
+        """Any thread: have `callback()` called on the loop, later, when the connection is not `full` any more
+        (or closed)."""
+        self._drain_waiters.append(callback)
+        if not self.full:
+            with contextlib.suppress(RuntimeError):
+                self._loop.call_soon_threadsafe(self._tell_drained)
+
+    def _tell_drained(self) -> None:
+        waiters = self._drain_waiters
+        for _ in range(len(waiters)):  # not those that come again at once
+            if self.full:
+                return
+            waiters.popleft()()
+
+    async def drained(self) -> None:
+        """On the connection's loop: until it is not `full`."""
+        while self.full:
+            future: asyncio.Future[None] = self._loop.create_future()
+            self.when_drained(lambda future=future: future.done() or future.set_result(None))  # type: ignore[misc]
+            await future
+
+    def _cut_off(self) -> None:
+        if not self.closed:
+            error = ConnectionFailedError(
+                f"{self.name} does not take what is sent to it: {self._backlog >> 20} MiB wait"
+            )
+            log.warning("%s", error)
+            self.close(error)
 
     # ---- the end -------------------------------------------------------------------------------------
 
@@ -329,6 +442,8 @@ class Connection:
             self._sock.close()
             self._out.clear()
             self._rest = None
+            self._writer_armed = False
+        self._drain()
         calls, self._calls = self._calls, {}
         for future in calls.values():
             if not future.done():

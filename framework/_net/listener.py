@@ -103,6 +103,7 @@ class Listener:
                 on_batch=self._on_batch,
                 name=self._name,
                 trusted=False,
+                serves=True,
             )
             self.connections.add(connection)
             self._waiting[connection] = self._loop.call_later(

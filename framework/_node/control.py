@@ -97,9 +97,12 @@ class Client:
         while not self._frames:
             try:
                 data = self._sock.recv(limits.RECV_CHUNK)
-                self._frames.extend(self._decoder.feed(data))
-            except (OSError, *DECODE_ERRORS) as error:
+            except OSError as error:
                 raise ConnectionFailedError(f"{self._what} does not answer: {error}") from None
+            try:
+                self._frames.extend(self._decoder.feed(data))
+            except DECODE_ERRORS as error:
+                raise ConnectionFailedError(f"{self._what} answers what is no frame: {error}") from None
             if not data:
                 raise ConnectionFailedError(f"{self._what} has closed the connection")
         return self._frames.popleft()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 from framework._base.limits import LOG_POLL_BYTES
@@ -166,11 +166,13 @@ class LogMonitor:
         if active:
             self._due[worker_id] = watched
 
-    def poll_active(self) -> list[LogBatch]:
-        """What is new from workers that run something, or did at the last poll."""
-        out = self._poll(self._due.values())
-        for watched in [w for w in self._due.values() if not w.active]:
-            if any(tail.behind for tail in watched.tails):
+    def poll_active(self, later: Callable[[bytes], bool] | None = None) -> list[LogBatch]:
+        """What is new from workers that run something, or did at the last poll; for which `later(worker_id)`
+        holds, that is for another time."""
+        due = [w for w in self._due.values() if later is None or not later(w.worker_id)]
+        out = self._poll(due)
+        for watched in due:
+            if watched.active or any(tail.behind for tail in watched.tails):
                 continue  # one more turn, until everything is read
             del self._due[watched.worker_id]
             for tail in watched.tails:

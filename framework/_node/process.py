@@ -157,7 +157,12 @@ class NodeProcess:
         handlers = {**service.handlers, m.HELLO: on_hello}
         self._connections.append(
             Connection(
-                self._loop, sock, handlers, on_close=lambda c: self._driver_lost(c, service), name="driver"
+                self._loop,
+                sock,
+                handlers,
+                on_close=lambda c: self._driver_lost(c, service),
+                name="driver",
+                serves=True,
             )
         )
 

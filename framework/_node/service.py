@@ -586,8 +586,8 @@ class NodeService:
         self._log_timer = None
         # A driver that does not take its lines (it is stopped, or its terminal is) gets them later: they are
         # in the files.
-        if not any(connection.congested for connection in self._drivers):
-            self._deliver(self._logs.poll_active())
+        slow = {self._owners[connection] for connection in self._drivers if connection.congested}
+        self._deliver(self._logs.poll_active(lambda worker_id: self._job_of(worker_id) in slow))
         if any(worker.state != IDLE for worker in self.state.workers.values()):
             self._log_timer = self._loop.call_later(limits.LOG_POLL, self._poll_logs)
 
@@ -595,10 +595,13 @@ class NodeService:
         self._deliver(self._logs.flush_all())
         connection.reply(frame[1], None)
 
+    def _job_of(self, worker_id: bytes) -> bytes | None:
+        worker = self.state.workers.get(worker_id)
+        return worker.job if worker is not None else None
+
     def _deliver(self, batches: list[Any]) -> None:
         for batch in batches:
-            worker = self.state.workers.get(batch.worker_id)
-            job = worker.job if worker is not None else None
+            job = self._job_of(batch.worker_id)
             for connection in self._drivers:
                 if job is not None and job != self._owners[connection]:
                     continue  # the output of another driver's tasks

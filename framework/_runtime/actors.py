@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections import deque
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from framework._base import limits
@@ -64,6 +65,7 @@ class ActorClient:
         "restartable",
         "running",
         "state",
+        "subscribers",
         "suspected",
         "templates",
         "text",
@@ -94,6 +96,8 @@ class ActorClient:
         self.creation: Entry | None = None
         self.open: set[int] = set()  #: calls that may not be done; only where their number is limited
         self.known = False  #: the head reports to us
+        #: told, on the loop, of each new state: (state, detail)
+        self.subscribers: list[Callable[[str, dict[str, Any]], None]] = []
         self.detached = self.restartable = False
         #: to a process that has ended: what it has still answered is being read
         self.draining: Connection | None = None
@@ -201,6 +205,9 @@ class ActorClient:
                 continue
             if task.frame is None or task.state != QUEUED:
                 break
+            if connection.full:
+                connection.when_drained(self._go_on)
+                break
             if inflight and (task.strikes >= limits.SUSPECT_DEATHS or self.suspected):
                 break
             self.suspected = task.strikes >= limits.SUSPECT_DEATHS
@@ -215,9 +222,14 @@ class ActorClient:
         if sent:
             connection.flush()
 
+    def _go_on(self) -> None:
+        self._actors.dirty.add(self)
+        self._actors.runtime.flush_soon()
+
     def finished(self, task: TaskRecord) -> None:
         """A call is over."""
-        self.parked.pop(task.unique, None)
+        if self.parked:
+            self.parked.pop(task.unique, None)
         sent = self.inflight.pop(task.unique, None) is not None
         if self.queue:
             self._actors.dirty.add(self)
@@ -226,6 +238,11 @@ class ActorClient:
 
     def connection_of(self, task: TaskRecord) -> Connection | None:
         return self.connection if task.unique in self.inflight else None
+
+    def tell(self, state: str, detail: dict[str, Any]) -> None:
+        """The subscribers hear of a new state."""
+        for subscriber in self.subscribers:
+            subscriber(state, detail)
 
     def death(self) -> BaseException:
         return self.error or ActorDiedError(
@@ -381,10 +398,12 @@ class Actors:
             client.state = ALIVE
             client.lost_connection = False
             self._connect(client, address)
+            client.tell(ALIVE, {})
         elif state == RESTARTING:
             client.state = RESTARTING
             client.text = (detail or {}).get("text") or client.text
             self._drain(client)
+            client.tell(RESTARTING, detail or {})
         elif state == DEAD:
             self._dead(client, detail or {})
         self.runtime.flush_soon()
@@ -464,6 +483,7 @@ class Actors:
             self._clients.pop(client.actor_id, None)
         if creation is not None:
             self.runtime.objects.fail(creation, client.error)
+        client.tell(DEAD, detail)
 
     @staticmethod
     def _death(client: ActorClient, detail: dict[str, Any]) -> BaseException:
@@ -497,6 +517,26 @@ class Actors:
             self._dead(
                 client, {"text": "the connection to its process was lost, and the head does not know why"}
             )
+
+    # ---- supervision ---------------------------------------------------------------------------------
+
+    def subscribe(self, client: ActorClient, subscriber: Callable[[str, dict[str, Any]], None]) -> None:
+        """Loop: have `subscriber` called with (state, detail) now, if it lives or is dead, and at every
+        change.
+        """
+        client.subscribers.append(subscriber)
+        if client.state in (ALIVE, DEAD):
+            subscriber(client.state, {})
+
+    def end(self, client: ActorClient, force: bool, reason: str) -> None:
+        """Loop: end an actor of this process for good. Without `force`, after the calls under way."""
+        head = self.runtime.connect_head()
+        if head is not None:
+            head.cast(m.ACTOR_END, client.actor_id, client.incarnation, force, reason)
+
+    def error_of(self, client: ActorClient, detail: dict[str, Any]) -> BaseException:
+        """What the callers of an actor are told that has ended so."""
+        return self._death(client, detail) if client.state != DEAD else client.death()
 
     # ---- ends ----------------------------------------------------------------------------------------
 

@@ -34,7 +34,14 @@ from framework._runtime.peers import Peers
 from framework._runtime.store import RuntimeStore
 from framework._runtime.streams import Streams
 from framework._runtime.submit import Submitter
-from framework._runtime.waiters import FutureWaiter, ThreadWaiter, mailbox_of, register, unregister
+from framework._runtime.waiters import (
+    FutureWaiter,
+    ThreadWaiter,
+    mailbox_of,
+    register,
+    unregister,
+    wait_set,
+)
 from framework._serial import values
 from framework._serial.errors import error_to_wire
 from framework._serial.private import decode_private
@@ -189,7 +196,6 @@ class Runtime:
         self._warned_blocking: set[tuple[str, int]] = set()
         self._callbacks: concurrent.futures.ThreadPoolExecutor | None = None
         self._pinned: list[Any] = []
-        self._waiting: set[ThreadWaiter] = set()
         self._thread = threading.Thread(target=self._run, name="framework-runtime", daemon=True)
 
     # ---- life ----------------------------------------------------------------------------------------
@@ -488,7 +494,7 @@ class Runtime:
         log.error(
             "a task failed and nobody looked at its result (get or await the reference to handle the "
             "error):\n%s",
-            error,
+            str(error),  # not the error itself: whoever keeps log records would keep what is inside of it
         )
 
     def wire_error(self, error: BaseException, name: str) -> list[Any]:
@@ -578,17 +584,18 @@ class Runtime:
             self.ask_for(pending)
             return False
         self._check_thread(what)
-        waiter = ThreadWaiter(pending, needed, eager)
         self.ask_for(pending)
+        if not eager:
+            with wait_set() as several, self.blocked():
+                return several.wait_for(pending, needed, timeout)
+        waiter = ThreadWaiter(pending, needed, eager)
         for entry in pending:
             register(entry, waiter)
-        self._waiting.add(waiter)
         done = False
         try:
             with self.blocked():
                 done = waiter.wait(timeout)
         finally:
-            self._waiting.discard(waiter)
             if not done or eager or needed < len(pending):
                 for entry in pending:
                     if not entry.state:

@@ -13,6 +13,7 @@ import sys
 import threading
 from collections import deque
 from collections.abc import Iterable, Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from framework._base import limits
@@ -381,17 +382,26 @@ class Submitter:
         """Send what can be sent, for all keys where something changed."""
         while self._dirty:
             key = self._dirty.pop()
-            touched: set[Connection] = set()
+            touched: set[Lease] = set()
             for lease, task in key.dispatch():
                 connection = lease.connection
                 self.prepare(connection, task.template)
                 connection.buffer(task.frame)
-                touched.add(connection)
-            for connection in touched:
-                connection.flush()
+                touched.add(lease)
+            for lease in touched:
+                lease.connection.flush()
+                if lease.connection.full and not lease.full:
+                    lease.full = True
+                    lease.connection.when_drained(partial(self._drained, lease))
             self._tell_demand(key)
         if self._leases:
             self._tend_leases()
+
+    def _drained(self, lease: Lease) -> None:
+        """Its worker takes what is sent to it again."""
+        lease.full = False
+        self._dirty.add(lease.key)
+        self._runtime.flush_soon()
 
     def _tell_demand(self, key: KeyState) -> None:
         node = self._runtime.node

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from framework._service.mailbox import Mailbox
 from framework._state.objects import FAILED, Entry
@@ -26,6 +26,7 @@ def register(entry: Entry, waiter: Callable[[Entry], object]) -> None:
         else:
             entry.waiters.append(waiter)
     if entry.state:
+        unregister(entry, waiter)  # left there, it would be kept, with all that it refers to, for nothing
         waiter(entry)
 
 
@@ -65,6 +66,89 @@ class ThreadWaiter:
         if timeout is None:
             return self._lock.acquire()
         return self._lock.acquire(timeout=min(max(timeout, 0.0), threading.TIMEOUT_MAX))
+
+
+class WaitSet:
+    """A thread waits until some of many objects are done, again and again, for fewer and fewer of them: the
+    loop around `wait`. It stays registered with those that are left, so that the next turn registers with new
+    ones only. It does not refer to any of them between two turns.
+
+    One thread uses it at a time; anyone may call it.
+    """
+
+    __slots__ = ("_lock", "_remaining", "_stop_at", "busy")
+
+    def __init__(self) -> None:
+        self.busy = False  #: in use, by the code that a signal handler or destructor has interrupted
+        self._remaining: set[Entry] = set()
+        self._stop_at = -1
+        self._lock = threading.Lock()
+
+    def __call__(self, entry: Entry) -> None:
+        remaining = self._remaining
+        remaining.discard(entry)
+        if len(remaining) <= self._stop_at:
+            with contextlib.suppress(RuntimeError):  # woken before
+                self._lock.release()
+
+    def wait_for(self, entries: list[Entry], needed: int, timeout: float | None) -> bool:
+        """Wait until `needed` of them are done; False when the time ran out."""
+        remaining = set(entries)
+        self._lock.acquire(False)  # a late waking of the last turn, if there was one
+        self._stop_at = len(remaining) - needed
+        self._remaining = remaining
+        done = False
+        try:
+            for entry in entries:
+                waiters = entry.waiters
+                if waiters is None or self not in waiters:
+                    register(entry, self)
+                elif entry.state:  # since before the lines above
+                    self(entry)
+            if timeout is None:
+                done = self._lock.acquire()
+            else:
+                done = self._lock.acquire(timeout=min(max(timeout, 0.0), threading.TIMEOUT_MAX))
+            return done
+        finally:
+            self._stop_at = -1
+            self._remaining = set()
+            if not done or self is not _wait_sets.mine:
+                for entry in entries:
+                    if not entry.state:
+                        unregister(entry, self)
+
+
+class _WaitSets(threading.local):
+    def __init__(self) -> None:
+        self.mine = WaitSet()
+
+
+_wait_sets = _WaitSets()
+
+
+@contextlib.contextmanager
+def wait_set() -> Iterator[WaitSet]:
+    """This thread's; another one when it is in use."""
+    found = _wait_sets.mine
+    if found.busy:
+        found = WaitSet()
+    found.busy = True
+    try:
+        yield found
+    finally:
+        found.busy = False
+
+
+def first_done(entries: Sequence[Entry], count: int) -> list[int]:
+    """The positions of the first `count` that are done, or of all such if there are fewer."""
+    found = []
+    for position, entry in enumerate(entries):
+        if entry.state:
+            found.append(position)
+            if len(found) == count:
+                break
+    return found
 
 
 class FutureWaiter:

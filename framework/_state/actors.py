@@ -37,6 +37,7 @@ class ActorRecord:
         "address",
         "aliases",
         "detail",
+        "held",
         "incarnation",
         "no_restart",
         "owner",
@@ -63,6 +64,9 @@ class ActorRecord:
         self.incarnation = 0
         self.restarts = 0
         self.no_restart = False
+        self.held = (
+            False  #: its process has ended, and its supervisor has not said yet what is to become of it
+        )
         self.waiting = False  #: announced by its owner, who still waits for the arguments of its constructor
         #: who wants to hear of it -> the ids that it is known by there
         self.watchers: dict[Hashable, set[bytes]] = {}
@@ -82,6 +86,10 @@ class ActorRecord:
     @property
     def detached(self) -> bool:
         return self.spec.get("lifetime") == "detached"
+
+    @property
+    def supervised(self) -> bool:
+        return bool(self.spec.get("supervised"))
 
 
 class ActorDirectory:
@@ -159,8 +167,9 @@ class ActorDirectory:
         if record is None or record.state == DEAD or record.incarnation != incarnation:
             return [("end", actor_id, incarnation, True, "it is not wanted any more")]
         if error is not None:
-            return self._die(
-                record, {"text": "its constructor raised an exception", "error": error, "pid": pid}
+            detail = {"text": "its constructor raised an exception", "error": error, "pid": pid}
+            return (
+                self._hold(record, detail) if incarnation and record.supervised else self._die(record, detail)
             )
         record.state = ALIVE
         record.worker, record.address, record.pid = worker, address, pid
@@ -197,24 +206,55 @@ class ActorDirectory:
         if record is None or record.state == DEAD or record.incarnation != incarnation:
             return []
         limit = record.spec.get("max_restarts") or 0
-        fate = {"error": None, "pid": record.pid, "running": running, "kind": kind}
+        fate = {
+            "error": None,
+            "pid": record.pid,
+            "running": running,
+            "kind": kind,
+            "orderly": intended,
+        }
+        if record.supervised and not record.no_restart:
+            return self._hold(record, {**fate, "text": text})
         if not intended and not record.no_restart and (limit < 0 or record.restarts < limit):
-            record.restarts += 1
-            record.incarnation += 1
-            record.state, record.address, record.worker = RESTARTING, "", b""
-            record.detail = {**fate, "text": text}
-            return [*self._publish(record), self._place(record)]
+            return [*self._again(record, {**fate, "text": text}), self._place(record)]
         if record.restarts:
             text = f"{text}; it had been restarted {record.restarts} time(s) (max_restarts={limit})"
         return self._die(record, {**fate, "text": text})
 
-    def kill(self, actor_id: bytes, no_restart: bool, why: str, force: bool = True) -> list[Command]:
+    def _again(self, record: ActorRecord, detail: dict[str, Any]) -> list[Command]:
+        """There will be another incarnation."""
+        record.restarts += 1
+        record.incarnation += 1
+        record.state, record.address, record.worker = RESTARTING, "", b""
+        record.detail = detail
+        return self._publish(record)
+
+    def _hold(self, record: ActorRecord, detail: dict[str, Any]) -> list[Command]:
+        """There may be another incarnation: its supervisor will say."""
+        record.held = True
+        return self._again(record, detail)
+
+    def restart(self, actor_id: bytes) -> list[Command]:
+        """Its supervisor wants it to go on. May be repeated."""
+        record = self.records.get(actor_id)
+        if record is None or not record.held or record.state == DEAD:
+            return []
+        record.held = False
+        return [self._place(record)]
+
+    def kill(
+        self, actor_id: bytes, no_restart: bool, why: str, force: bool = True, final: bool = False
+    ) -> list[Command]:
         """End it. With `no_restart` for good, else it counts as a crash. Without `force` it finishes its
-        calls first.
+        calls first. Of a supervised actor only its supervisor, or the end of that, is `final`.
         """
         record = self.record(actor_id)
         if record is None or record.state == DEAD:
             return []
+        if record.supervised and not final:
+            if record.held:
+                return []
+            no_restart = False
         end = ("end", record.actor_id, record.incarnation, force, why)
         if not no_restart:
             if record.waiting:
@@ -244,7 +284,7 @@ class ActorDirectory:
         record = self.records.get(actor_id)
         if record is None or (record.detached and not force):
             return []
-        return self.kill(actor_id, True, why, force=force)
+        return self.kill(actor_id, True, why, force=force, final=True)
 
     @staticmethod
     def _unwatch(record: ActorRecord, actor_id: bytes) -> None:
@@ -263,7 +303,7 @@ class ActorDirectory:
             if record.owner == owner and record.state != DEAD and (record.waiting or not record.detached):
                 why = "its owner, the process that created it, has ended"
                 graceful = bool(record.spec.get("shutdown_hook")) and record.state == ALIVE
-                commands += self.kill(record.actor_id, True, why, force=not graceful)
+                commands += self.kill(record.actor_id, True, why, force=not graceful, final=True)
                 if graceful:
                     commands.append(("end_later", record.actor_id, record.incarnation, why))
         return commands

@@ -25,6 +25,7 @@ class Lease:
         "blocked",
         "connection",
         "dead",
+        "full",
         "gpus",
         "idle_since",
         "inflight",
@@ -58,6 +59,7 @@ class Lease:
         self.inflight: dict[int, TaskRecord] = {}  #: in the order in which the worker runs them
         self.load = 0.0  #: expected run time of all in flight, in microseconds
         self.blocked = False  #: its task waits for others: it takes no new ones
+        self.full = False  #: its worker does not take what is sent to it, for now
         self.retiring = False  #: it takes no new tasks and ends when the last is done
         self.reclaiming = False
         self.verdict: list[Any] | None = (
@@ -121,7 +123,7 @@ class KeyState:
         usable = [
             lease
             for lease in self.leases.values()
-            if not (lease.blocked or lease.retiring) and (lease.inflight or self._claim(lease))
+            if not (lease.blocked or lease.retiring or lease.full) and (lease.inflight or self._claim(lease))
         ]
         sends: list[tuple[Lease, TaskRecord]] = []
         if len(usable) > 1:

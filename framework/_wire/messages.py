@@ -83,6 +83,7 @@ ACTOR_LIST: Final = 73
 ACTOR_END: Final = 74
 NODE_STOP: Final = 75
 ACTOR_SAVE: Final = 76
+ACTOR_RESTART: Final = 77
 
 # processes of a node <-> its store
 STORE_CREATE: Final = 80
@@ -198,6 +199,7 @@ CATALOGUE: Final[dict[int, Message]] = {
     ),
     # `stored`: its object id, where the state is in the store.
     ACTOR_SAVE: Message("actor_save", rid=int, actor=bytes, incarnation=int, state=ANY, stored=_OPT_BYTES),
+    ACTOR_RESTART: Message("actor_restart", rid=int, actor=bytes),
     ACTOR_END: Message("actor_end", actor=bytes, incarnation=int, force=bool, reason=str),
     NODE_JOIN: Message("node_join", info=dict),
     NODE_LOAD: Message("node_load", available=dict),

@@ -671,7 +671,7 @@ class Executor:
         if sealed is not None:
             return sealed, []
         encoded = values.encode(value, where=where, name="result")
-        if encoded.size > limits.INLINE_LIMIT:
+        if encoded.size > (limits.FULL_INLINE if connection.full else limits.INLINE_LIMIT):
             object_id = object_id_bytes(task_id_bytes(unique, template.scope), index)
             store = self.runtime.store
             return store.put(object_id, encoded, connection.ident, connection.state.address), encoded.refs

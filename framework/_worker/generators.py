@@ -62,6 +62,10 @@ class Producer:
             self._credits += credits
             self._notify()
 
+    def _drained(self) -> None:
+        with self._wake:
+            self._notify()
+
     def lost(self, connection: Connection) -> None:
         """A connection has ended: nobody will ever take these items, if it was the one to our consumer."""
         if connection is self._connection:
@@ -83,7 +87,11 @@ class Producer:
             self._loop.call_soon_threadsafe(self._async_wake.set)
 
     def _spend(self) -> bool:
-        """With the lock: take a credit, if there is one."""
+        """With the lock: take a credit, if there is one and the consumer's process takes what it is
+        sent."""
+        if self._connection.full:
+            self._connection.when_drained(self._drained)
+            return False
         if self._unbounded or self._credits > 0:
             self._credits -= 1
             return True

@@ -14,92 +14,25 @@ from __future__ import annotations
 import atexit
 import concurrent.futures.thread  # noqa: F401 - registers for the interpreter's exit, before _Exit does
 import contextlib
-import functools
 import logging
 import threading
 import weakref
 from collections import deque
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
-from concurrent.futures.process import BrokenProcessPool
-from typing import Any, TypeGuard
+from typing import Any
 
 import framework as fw
-from framework.exceptions import (
-    ActorError,
-    LocalNodeDiedError,
-    NodeDiedError,
-    NotInitializedError,
-    TaskCancelledError,
-    TaskError,
-    WorkerCrashedError,
+from framework.exceptions import TaskCancelledError, TaskError
+from framework.util._pool_worker import (
+    SESSION_LOST,
+    BrokenWorkerPool,
+    RemoteWorker,
+    as_raised,
+    crashed,
+    is_loss,
+    reason_of,
 )
-
-#: the worker, or all of them, cannot be reached any more
-_LOST = (ActorError, WorkerCrashedError, NodeDiedError, LocalNodeDiedError, NotInitializedError)
-_SESSION_LOST = (LocalNodeDiedError, NotInitializedError)
-
-
-class BrokenWorkerPool(BrokenProcessPool):
-    """A worker of the pool died, or its initializer failed; the pool cannot be used any more.
-
-    A `concurrent.futures.BrokenExecutor`, and the `BrokenProcessPool` that users of `ProcessPoolExecutor`
-    catch. ``__cause__`` says what happened: `ActorDiedError` with the exit code or signal of the worker, or
-    the exception of the initializer. What to do: make a new pool; see `max_retries` of `PoolExecutor`.
-    """
-
-
-class RemoteTraceback(Exception):
-    """The ``__cause__`` of an exception that a call raised in a worker: its text is the traceback there.
-
-    tb: that text.
-    """
-
-    def __init__(self, tb: str) -> None:
-        super().__init__(tb)
-        self.tb = tb
-
-    def __str__(self) -> str:
-        return f'\n"""\n{self.tb}\n"""'
-
-
-class _Exited(Exception):
-    """A call has raised `SystemExit`: in an actor that would end the process."""
-
-
-class _Unprepared(Exception):
-    """The initializer of this worker has failed."""
-
-
-class PoolWorker:
-    """The actor that runs the calls of a crew."""
-
-    def __init__(self) -> None:
-        self._unusable = False
-
-    def prepare(self, initializer: Callable[..., object], initargs: tuple[Any, ...]) -> None:
-        """Run the initializer, once, before all calls."""
-        self._unusable = True
-        try:
-            initializer(*initargs)
-        except SystemExit as error:
-            raise _Exited(*error.args) from None
-        self._unusable = False
-
-    def run(self, function: Callable[..., Any], kwargs: dict[str, Any] | None, /, *args: Any) -> Any:
-        """One call. References among the arguments are replaced by their values."""
-        if self._unusable:
-            raise _Unprepared("the initializer of this worker has failed")
-        if kwargs:
-            found = {name: value for name, value in kwargs.items() if isinstance(value, fw.ObjectRef)}
-            kwargs.update(zip(found, fw.get(list(found.values())), strict=True))
-        try:
-            return function(*args, **(kwargs or {}))
-        except SystemExit as error:
-            raise _Exited(*error.args) from None
-
-
-_PoolWorker = fw.remote(PoolWorker)
 
 
 class Call:
@@ -127,6 +60,21 @@ class _Worker:
         self.calls = 0
 
 
+class _Once:
+    """A callback that refers to nothing any more when it has been called: a handle that somebody still holds
+    keeps its actor alive."""
+
+    __slots__ = ("_call",)
+
+    def __init__(self, *call: Any) -> None:
+        self._call = call
+
+    def __call__(self, outcome: Future[Any]) -> None:
+        function, *args = self._call
+        self._call = ()
+        function(*args, outcome)
+
+
 class Crew:
     """Up to `size` workers and the queue of calls for them.
 
@@ -135,7 +83,8 @@ class Crew:
     replace: a worker that died is replaced, and its call fails alone; otherwise the whole crew is broken.
     eager: start all workers now, and not when they are needed.
     options: options of the actors; by default they hold no CPUs, so that pools inside of pools cannot wait
-        for each other for ever.
+        for each other for ever. Workers with options may have to wait for resources: they get calls when they
+        are up. Others get them at once.
     """
 
     def __init__(
@@ -158,7 +107,9 @@ class Crew:
         self._tasks_per_worker = tasks_per_worker
         self._retries = retries
         self._replace = replace
-        self._actor_class = _PoolWorker.options(**{"num_cpus": 0, **(options or {})})
+        self._patient = bool(options)
+        self._starting = 0  #: workers that get calls when they are up
+        self._actor_class = RemoteWorker.options(**{"num_cpus": 0, **(options or {})})
         self._lock = threading.Lock()
         self._done = threading.Condition(self._lock)
         self._queue: deque[Call] = deque()
@@ -236,19 +187,33 @@ class Crew:
                 with self._lock:
                     self._workers.discard(worker)
                 raise
-            with self._lock:
-                self._idle.append(worker)
+            if not self._patient:
+                self._back(worker)
 
     def _start(self, worker: _Worker) -> None:
         handle = self._actor_class.remote()
         if self._initializer is not None:
             ready = handle.prepare.remote(self._initializer, self._initargs)
-            ready.future().add_done_callback(functools.partial(self._prepared, worker))
+        elif self._patient:
+            ready = handle.__ray_ready__.remote()
+        else:
+            ready = None
         worker.handle = handle
+        if ready is not None:
+            with self._lock:
+                self._starting += self._patient
+            ready.future().add_done_callback(_Once(self._prepared, worker))
 
-    def _prepared(self, worker: _Worker, outcome: Future[None]) -> None:
+    def _prepared(self, worker: _Worker, outcome: Future[Any]) -> None:
         error = outcome.exception()
-        if error is None or worker not in self._workers:
+        with self._lock:
+            self._starting -= self._patient
+            if worker not in self._workers:
+                return
+        if error is None:
+            if self._patient:
+                self._back(worker)
+                self._advance()
             return
         cause = as_raised(error)
         if isinstance(error, TaskError):
@@ -277,7 +242,7 @@ class Crew:
     def _broken_error(self) -> BaseException:
         if self._terminated:
             return TaskCancelledError(None, "the pool was terminated")
-        error = BrokenWorkerPool(f"the pool cannot be used any more: {_reason(self.broken)}")
+        error = BrokenWorkerPool(f"the pool cannot be used any more: {reason_of(self.broken)}")
         error.__cause__ = self.broken
         return error
 
@@ -293,8 +258,8 @@ class Crew:
             self._hand_out(*pair)
             del pair
 
-    def _next(self) -> tuple[_Worker, Call] | None:
-        """Under the lock: a call, and the worker that shall have it."""
+    def _next(self) -> tuple[_Worker, Call | None] | None:
+        """Under the lock: a call, and the worker that shall have it; or a worker to be started for it."""
         if not self._queue:
             if self.closed and self._idle:
                 self._workers.difference_update(self._idle)
@@ -302,13 +267,21 @@ class Crew:
             return None
         if self._idle:
             worker = self._idle.pop()
-        elif len(self._workers) < self.size:
+        elif len(self._workers) < self.size and self._starting < len(self._queue):
             self._workers.add(worker := _Worker())
+            if self._patient:
+                return worker, None
         else:
             return None
         return worker, self._queue.popleft()
 
-    def _hand_out(self, worker: _Worker, call: Call) -> None:
+    def _hand_out(self, worker: _Worker, call: Call | None) -> None:
+        if call is None:
+            try:
+                self._start(worker)
+            except BaseException as error:  # the initializer cannot be pickled, the session has ended
+                self._break(error)
+            return
         future = call.future
         try:
             if call.retries < 0:
@@ -322,9 +295,9 @@ class Crew:
             ref = worker.handle.run.remote(call.function, call.kwargs, *call.args)
             if not call.retries:
                 call.function, call.args, call.kwargs = None, (), None  # held no longer than needed
-            ref.future().add_done_callback(functools.partial(self._answered, worker, call))
+            ref.future().add_done_callback(_Once(self._answered, worker, call))
         except BaseException as error:  # most likely it cannot be pickled
-            if worker.handle is None or isinstance(error, _LOST):
+            if worker.handle is None or is_loss(error):
                 with self._lock:
                     self._workers.discard(worker)
             else:
@@ -350,7 +323,7 @@ class Crew:
     def _answered(self, worker: _Worker, call: Call, outcome: Future[Any]) -> None:
         """In the thread for callbacks: a worker has answered, or is lost."""
         error = outcome.exception()
-        if _is_loss(error):
+        if is_loss(error):
             self._lost(worker, call, error)
             return
         self._back(worker, was_used=True)
@@ -363,7 +336,7 @@ class Crew:
         self._finished()
 
     def _lost(self, worker: _Worker, call: Call, error: BaseException) -> None:
-        session_lost = isinstance(error, _SESSION_LOST)
+        session_lost = isinstance(error, SESSION_LOST)
         with self._lock:
             self._workers.discard(worker)
             again = call.retries > 0 and self.broken is None and not self._terminated and not session_lost
@@ -372,7 +345,7 @@ class Crew:
                 self._queue.appendleft(call)
         if not again:
             if self._replace and self.broken is None and not self._terminated and not session_lost:
-                call.future.set_exception(_crashed(error))
+                call.future.set_exception(crashed(error))
             else:
                 if not self._terminated and self.broken is None:
                     self._break(error)
@@ -391,40 +364,6 @@ class Crew:
             self._unfinished -= count
             if not self._unfinished:
                 self._done.notify_all()
-
-
-def as_raised(error: BaseException) -> BaseException:
-    """What a call raised, of exactly its class, with the remote traceback as its ``__cause__``, as
-    `ProcessPoolExecutor` has it."""
-    if not isinstance(error, TaskError):
-        return error
-    cause = error.cause
-    if isinstance(cause, _Exited):
-        cause = SystemExit(*cause.args)
-    cause.__cause__ = RemoteTraceback(str(error))
-    return cause
-
-
-def _is_loss(error: BaseException | None) -> TypeGuard[BaseException]:
-    """Whether it says that the worker cannot be used any more."""
-    if isinstance(error, TaskError):
-        return isinstance(error.cause, _Unprepared)
-    return isinstance(error, _LOST)
-
-
-def _crashed(error: BaseException) -> BaseException:
-    """For a call whose worker died: the facts, without the words about actors."""
-    if not isinstance(error, fw.exceptions.ActorDiedError):
-        return error
-    crashed = WorkerCrashedError(error.cause, pid=error.pid, exit_detail=error.exit_detail)
-    crashed.__cause__ = error
-    return crashed
-
-
-def _reason(cause: BaseException | None) -> str:
-    if isinstance(cause, ActorError | LocalNodeDiedError | NotInitializedError):
-        return str(cause)
-    return f"its initializer failed with {cause!r}" if cause is not None else "it is broken"
 
 
 def run_chunk(function: Callable[..., Any], chunk: list[tuple[Any, ...]]) -> list[Any]:

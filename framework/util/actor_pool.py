@@ -17,6 +17,7 @@ V = TypeVar("V")
 R = TypeVar("R")
 
 _NO_MORE = "No more results to get"
+_HANDLE = cast("type[object]", cast(Any, fw).ActorHandle)  #: (for type checkers it is no class)
 
 
 class _Call:
@@ -84,7 +85,7 @@ class ActorPool(Generic[T]):
     """
 
     def __init__(self, actors: Iterable[fw.ActorHandle[T]]) -> None:
-        self._idle: list[fw.ActorHandle[T]] = []
+        self._idle: list[Any] = []
         self._running: dict[int, _Call] = {}  #: started and not seen to be done
         self._settled: deque[_Call] = deque()  #: done or failed, some taken, in the order of their ends
         self._waiting: deque[_Call] = deque()
@@ -246,7 +247,7 @@ class ActorPool(Generic[T]):
     def push(self, actor: fw.ActorHandle[T]) -> None:
         """Add an actor; it starts with an item that waits. Raises `ValueError` when it is in the pool
         already, `TypeError` for what is not a handle."""
-        if not isinstance(actor, fw.ActorHandle):
+        if not isinstance(actor, _HANDLE):
             raise TypeError(f"an ActorPool holds handles of actors, got {actor!r}")
         busy = [call.actor for call in (*self._calls.values(), *self._ignored)]
         if actor in self._idle or actor in busy:

@@ -140,7 +140,6 @@ class Results(Generic[Out]):
                 async with asyncio.timeout(self._remaining()):
                     await news.wait()
             except TimeoutError:
-                self._collect()
                 self._late()
         self._released -= 1
         ref = self._ready.popleft()

@@ -9,14 +9,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Executor, Future
 from typing import Any, ParamSpec, TypeVar
 
-from framework.util._crew import (
-    BrokenWorkerPool,
-    Crew,
-    RemoteTraceback,
-    cluster_cpus,
-    interpreter_exit,
-    run_chunk,
-)
+from framework.util._crew import Crew, cluster_cpus, interpreter_exit, run_chunk
+from framework.util._pool_worker import BrokenWorkerPool, RemoteTraceback
 
 __all__ = ["BrokenWorkerPool", "PoolExecutor", "RemoteTraceback"]
 

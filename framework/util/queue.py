@@ -56,7 +56,7 @@ class Queue(Generic[T]):
         options["concurrency_groups"] = {**(options.get("concurrency_groups") or {}), **_GROUPS}
         self._begin(maxsize, fw.remote(QueueActor).options(**options).remote(maxsize))
 
-    def _begin(self, maxsize: int, actor: fw.ActorHandle[QueueActor] | None) -> None:
+    def _begin(self, maxsize: int, actor: fw.ActorHandle[Any] | None) -> None:
         self.maxsize = maxsize
         self.actor = actor
         self._holder = secrets.token_hex(8)
@@ -192,7 +192,7 @@ class Queue(Generic[T]):
 
     # ---- inside --------------------------------------------------------------------------------------
 
-    def _handle(self) -> fw.ActorHandle[QueueActor]:
+    def _handle(self) -> fw.ActorHandle[Any]:
         if self.actor is None:
             raise ActorDiedError("the queue was shut down", class_name=QueueActor.__name__)
         return self.actor
@@ -273,7 +273,7 @@ class Queue(Generic[T]):
         return (_with_actor, (self.maxsize, self.actor))
 
 
-def _with_actor(maxsize: int, actor: fw.ActorHandle[QueueActor] | None) -> Queue[Any]:
+def _with_actor(maxsize: int, actor: fw.ActorHandle[Any] | None) -> Queue[Any]:
     other: Queue[Any] = object.__new__(Queue)
     other._begin(maxsize, actor)
     return other

@@ -1,4 +1,4 @@
-"""Async and threaded actors, concurrency groups."""
+"""Async and threaded actors, concurrency groups, calls out of order."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 import framework as fw
-from support.actors import LIMIT, Gate, get, later
+from framework.exceptions import ActorDiedError, TaskCancelledError
+from support.actors import LIMIT, Gate, get, later, wait_for_waiters
 
 pytestmark = [pytest.mark.integration, pytest.mark.slow]
 
@@ -173,3 +174,99 @@ def test_concurrency_groups(session: object, kind: str) -> None:
     assert get(actor.plain.options(concurrency_group="compute").remote()) == "default"
     with pytest.raises(ValueError, match="group 'oi', which the actor class .* has: 'io', 'compute'"):
         get(actor.plain.options(concurrency_group="oi").remote())
+
+
+# ---- order of calls whose arguments come late --------------------------------------------------------
+
+
+class Plain:
+    """One call at a time."""
+
+    def __init__(self) -> None:
+        self.seen: list[Any] = []
+
+    def add(self, item: Any, _other: Any = None) -> list[Any]:
+        self.seen.append(item)
+        return self.seen
+
+
+class Async(Plain):
+    async def nothing(self) -> None: ...
+
+
+ORDERS = {
+    "sync": (Plain, {}, True),
+    "sync, allowed": (Plain, {"allow_out_of_order_execution": True}, False),
+    "threads": (Plain, {"max_concurrency": 2}, False),
+    "groups": (Plain, {"concurrency_groups": {"io": 1}}, False),
+    "async": (Async, {}, False),
+    "async, refused": (Async, {"allow_out_of_order_execution": False}, True),
+}
+
+
+@pytest.mark.parametrize("kind", ORDERS)
+def test_whether_a_call_may_overtake_one_that_waits_for_its_arguments(session: object, kind: str) -> None:
+    cls, options, ordered = ORDERS[kind]
+    gate = Gate.remote()
+    actor: Any = fw.remote(cls).options(**options).remote()
+    get(actor.__ray_ready__.remote())
+    slow = actor.add.remote(later.remote("slow", gate))
+    # Another process knows it too.
+    foreign = add_two.remote([actor], [later.remote("foreign", gate)])
+    quick = [actor.add.remote(n) for n in range(3)]
+    wait_for_waiters(gate, 2)
+    if ordered:
+        assert fw.wait([*quick, foreign], timeout=0.1)[0] == []
+    else:
+        get(quick)
+        assert fw.wait([slow, foreign], timeout=0.1)[0] == []
+    get(gate.open.remote())
+    assert get(foreign) == ("late" if ordered else "quick")
+    get(slow)
+    seen = get(actor.add.remote("end"))
+    assert [seen.index(n) > seen.index("slow") for n in range(3)] == [ordered] * 3
+
+
+@fw.remote(num_cpus=0)
+def add_two(box: list[Any], late: list[Any]) -> str:
+    """Which of two calls is done first."""
+    actor = box[0]
+    calls = [actor.add.remote("late", late[0]), actor.add.remote("quick")]
+    seen = max(fw.get(calls, timeout=LIMIT), key=len)
+    return min("late", "quick", key=seen.index)
+
+
+def test_calls_that_wait_for_arguments_end_as_others_do(session: object) -> None:
+    """Cancelled, failed by their argument, or with their actor."""
+
+    @fw.remote
+    def broken(gate: Any) -> None:
+        fw.get(gate.wait.remote())
+        raise KeyError("broken")
+
+    gate, actor = Gate.remote(), fw.remote(Async).remote()
+    cancelled, failed = actor.add.remote(later.remote(1, gate)), actor.add.remote(broken.remote(gate))
+    forever = actor.add.remote(later.remote(2, Gate.remote()))
+    assert get(actor.add.remote(3)) == [3]
+    fw.cancel(cancelled)
+    with pytest.raises(TaskCancelledError):
+        get(cancelled)
+    get(gate.open.remote())
+    with pytest.raises(KeyError, match="broken"):
+        get(failed)
+    fw.kill(actor)
+    with pytest.raises(ActorDiedError, match="kill"):
+        get(forever)
+
+
+def test_order_is_kept_among_calls_that_wait_for_nothing(session: object) -> None:
+    actor = fw.remote(Plain).options(allow_out_of_order_execution=True).remote()
+    calls: list[Any] = []
+    for n in range(200):
+        if n % 10 == 0:
+            calls.append(actor.add.remote(("late", n), later.remote(n)))
+        else:
+            calls.append(actor.add.remote(("now", n)))
+    seen = max(get(calls), key=len)
+    assert len(seen) == 200
+    assert [n for kind, n in seen if kind == "now"] == [n for n in range(200) if n % 10]

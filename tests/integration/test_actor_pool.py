@@ -8,6 +8,7 @@ import os
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -66,6 +67,9 @@ class Worker:
     async def gated(self, item: Any) -> Any:
         await self.hub.wait.remote(item)
         return await self.run(item)
+
+    async def large(self, item: int) -> Any:
+        return np.full(50_000, item)
 
     @fw.method(num_returns=2)
     async def pair(self, item: Any) -> tuple[Any, Any]:
@@ -330,6 +334,24 @@ async def test_timeouts_in_coroutines(hub: Any) -> None:
         await waiting
     await hub.open.remote(1)
     assert await pool.get_next_async(timeout=LIMIT) == 1
+
+
+async def test_cancelling_while_a_large_value_is_read_loses_nothing(pool: ActorPool[Any]) -> None:
+    results = pool.map(lambda a, v: a.large.remote(v), range(40))
+    found: list[int] = []
+    for turn in range(1000):
+        step = asyncio.ensure_future(anext(results))
+        for _ in range(turn % 8):
+            await asyncio.sleep(0)
+        if turn % 3 == 0:
+            await asyncio.wait([step], timeout=0.002)
+        step.cancel()
+        await asyncio.wait([step])
+        if not step.cancelled():
+            if isinstance(step.exception(), StopAsyncIteration):
+                break
+            found.append(int(step.result()[0]))
+    assert found == list(range(40))
 
 
 # ---- failures ----------------------------------------------------------------------------------------

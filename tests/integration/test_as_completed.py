@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import weakref
 from collections.abc import AsyncIterator, Iterable, Iterator
 from typing import Any
 
+import numpy as np
 import pytest
 
 import framework as fw
@@ -23,6 +25,11 @@ def same(x: Any) -> Any:
     if x == "bad":
         raise KeyError(x)
     return x
+
+
+@fw.remote
+def large(n: int) -> Any:
+    return np.full(50_000, n)
 
 
 @fw.remote(num_cpus=0)
@@ -193,6 +200,26 @@ def test_cancelling_a_step_loses_nothing(gates: Any) -> None:
     assert sorted(asyncio.run(main())) == [0, 1]
 
 
+def test_cancelling_while_a_large_value_is_read_loses_nothing(session: object) -> None:
+    async def main() -> list[int]:
+        refs = [large.remote(n) for n in range(40)]
+        await asyncio.wait(refs)  # type: ignore[type-var]
+        results, found = fw.util.as_completed(refs), []
+        for turn in range(1000):
+            step = asyncio.ensure_future(anext(results))
+            for _ in range(turn % 8):
+                await asyncio.sleep(0)
+            step.cancel()
+            await asyncio.wait([step])
+            if not step.cancelled():
+                if isinstance(step.exception(), StopAsyncIteration):
+                    break
+                found.append(int(step.result()[0]))
+        return found
+
+    assert sorted(asyncio.run(main())) == list(range(40))
+
+
 def test_several_consumers_of_one_iterator_share_it(session: object) -> None:
     async def consume(results: AsyncIterator[int]) -> list[int]:
         return [result async for result in results]
@@ -254,6 +281,13 @@ def test_nothing_is_submitted_before_the_first_step_and_no_more_than_the_bound(g
     assert way.step(results) == 3
     assert items.taken == 4
     assert sorted(get(gates.seen.remote())) == [0, 1, 2, 3]
+
+
+def test_references_that_were_given_out_are_not_kept(session: object, way: Way) -> None:
+    results = fw.util.map_unordered(same, range(3), backpressure_size=1, yield_obj_refs=True)
+    first = weakref.ref(way.step(results))
+    way.step(results)
+    wait_until(lambda: first() is None)
 
 
 def test_no_bound(gates: Any, way: Way) -> None:

@@ -24,56 +24,29 @@ import framework as fw
 from framework._runtime.current import current
 from framework.exceptions import OwnerDiedError
 from framework.util.state import list_objects, store_stats
+from support.custody import (
+    LARGE,
+    LIMIT,
+    Holder,
+    content,
+    look,
+    nested,
+    produce,
+    relay,
+    throw,
+    throw_again_and_again,
+    value,
+)
 from support.leaks import wait_until
 
 pytestmark = [pytest.mark.integration, pytest.mark.slow]
 
-LIMIT = 20
-LARGE = 30_000  # float64: 240 kB, which goes to the store
+#: programs that are tried; FRAMEWORK_LONG_TESTS=1 for many more
+LONG = bool(os.environ.get("FRAMEWORK_LONG_TESTS"))
 
 
 def get(what: Any) -> Any:
     return fw.get(what, timeout=LIMIT)
-
-
-def value(tag: int, large: bool, refs: list[Any]) -> dict[str, Any]:
-    return {"tag": tag, "pad": np.full(LARGE if large else 3, tag, dtype=np.float64), "refs": refs}
-
-
-@fw.remote(num_cpus=0)
-def relay(tag: int, large: bool, refs: list[Any]) -> dict[str, Any]:
-    """A result that contains what it was given."""
-    return value(tag, large, refs)
-
-
-@fw.remote(num_cpus=0)
-def look(tag: int, found: dict[str, Any], refs: list[Any]) -> bool:
-    """The value of a reference as an argument, and what a task gets of references inside of a list."""
-    tags = [fw.get(ref, timeout=LIMIT)["tag"] for ref in refs]
-    return bool(found["tag"] == tag and (found["pad"] == tag).all() and tags == [tag])
-
-
-@fw.remote(num_cpus=0)
-class Holder:
-    """Keeps references, makes objects of its own and hands what it has to others."""
-
-    def __init__(self) -> None:
-        self.slots: dict[int, list[Any]] = {}
-
-    def keep(self, slot: int, refs: list[Any]) -> None:
-        self.slots.setdefault(slot, []).extend(refs)
-
-    def drop(self, slot: int) -> None:
-        self.slots.pop(slot, None)
-
-    def make(self, tag: int, large: bool, refs: list[Any]) -> list[Any]:
-        return [fw.put(value(tag, large, refs))]
-
-    def hand_over(self, slot: int, other: Any, other_slot: int) -> None:
-        fw.get(other.keep.remote(other_slot, self.slots.pop(slot)), timeout=LIMIT)
-
-    def read(self, slot: int) -> list[int]:
-        return [fw.get(ref, timeout=LIMIT)["tag"] for ref in self.slots[slot]]
 
 
 def live_rows() -> list[dict[str, Any]]:
@@ -110,30 +83,56 @@ def clean(session: object) -> Iterator[None]:
     nothing_remains()
 
 
-class Model:
-    """What there is, who can reach it, and the real thing beside it."""
+class Pool:
+    """Three actors, which programs use one after the other; those that a program has killed are replaced."""
 
     def __init__(self) -> None:
         self.actors = [Holder.remote() for _ in range(3)]
+
+    def replace(self, place: int) -> None:
+        fw.kill(self.actors[place])
+        self.actors[place] = Holder.remote()
+        get(self.actors[place].drop.remote(0))
+
+    def drop_all(self) -> None:
+        get([actor.drop.remote(slot) for actor in self.actors for slot in (0, 1)])
+
+
+@pytest.fixture
+def pool(session: object) -> Pool:
+    return Pool()
+
+
+class Model:
+    """What there is, who can reach it, and the real thing beside it."""
+
+    def __init__(self, pool: Pool) -> None:
+        self.pool = pool
+        self.actors = pool.actors
         self.born = [0, 1, 2]  # which incarnation sits in each place: owners are named by these
         self.next_actor = 3
         self.next_tag = 0
         self.handles: dict[int, Any] = {}  # tag -> the driver's reference
         self.slots: dict[tuple[int, int], list[int]] = {}  # (place of the actor, slot) -> tags
-        self.inside: dict[int, list[int]] = {}  # tag -> tags in its value
+        self.inside: dict[int, list[int]] = {}  # tag -> tags in its value, or error
         self.owner: dict[int, int] = {}  # tag -> the actor that made it; -1 for the driver
         self.ids: dict[int, str] = {}
+        self.failed: set[int] = set()  # tags of errors
+        self.streams: list[Stream] = []
 
     def alive(self) -> tuple[set[int], set[int]]:
         """(tags that must be alive, tags that may be): what hangs below an object whose owner is dead is kept
-        by those who have read that object, and this model does not know who has."""
+        by those who have read that object, and this model does not know who has; what a stream that has ended
+        was given, until it is known to have ended."""
         living = {-1, *self.born}
         dead = {tag for tag, owner in self.owner.items() if owner not in living}
-        return self._reached(dead), self._reached(set()) - dead
+        going_on = [stream for stream in self.streams if stream.taken < stream.count + stream.fails]
+        return self._reached(dead, going_on), self._reached(set(), self.streams) - dead
 
-    def _reached(self, closed: set[int]) -> set[int]:
+    def _reached(self, closed: set[int], streams: list[Stream]) -> set[int]:
         """What can be reached without passing through `closed`."""
         waiting = [*self.handles, *(tag for tags in self.slots.values() for tag in tags)]
+        waiting += [tag for stream in streams for tag in stream.inside]
         found: set[int] = set()
         while waiting:
             tag = waiting.pop()
@@ -150,44 +149,96 @@ class Model:
         tags = sorted(tag for tag in self.handles if self.readable(tag))
         return sorted({tags[(number + 7 * k) % len(tags)] for k in range(count)}) if tags else []
 
-    def new(self, ref: Any, inside: list[int], owner: int) -> None:
+    def new(self, ref: Any, inside: list[int], owner: int, failed: bool = False) -> int:
         tag = self.next_tag
         self.next_tag += 1
+        self.know(tag, ref.hex(), inside, owner)
         self.handles[tag] = ref
+        if failed:
+            self.failed.add(tag)
+        return tag
+
+    def know(self, tag: int, object_id: str, inside: list[int], owner: int) -> None:
         self.inside[tag] = inside
         self.owner[tag] = owner
-        self.ids[tag] = ref.hex()
+        self.ids[tag] = object_id
+
+    def refs(self, tags: list[int]) -> list[Any]:
+        return [self.handles[tag] for tag in tags]
 
     # ---- what programs do ----------------------------------------------------------------------------
 
     def put(self, a: int, b: int) -> None:
         tags = self.pick(a, a % 3)
-        self.new(fw.put(value(self.next_tag, b % 2 == 0, [self.handles[t] for t in tags])), tags, -1)
+        self.new(fw.put(value(self.next_tag, b % 2 == 0, self.refs(tags))), tags, -1)
 
     def task(self, a: int, b: int) -> None:
         tags = self.pick(a, 1 + a % 2)
-        self.new(relay.remote(self.next_tag, b % 2 == 0, [self.handles[t] for t in tags]), tags, -1)
+        self.new(relay.remote(self.next_tag, b % 2 == 0, self.refs(tags)), tags, -1)
+
+    def throw(self, a: int, b: int) -> None:
+        """The result of a task that fails, at once, at last, or because another has."""
+        tags, tag = self.pick(a, 1 + a % 2), self.next_tag
+        if b < 2:
+            ref = throw.remote(tag, self.refs(tags))
+        elif b < 4:
+            ref = nested.remote(tag, self.refs(tags), b - 2)
+        else:
+            ref = throw_again_and_again.remote(tag, self.refs(tags))
+        self.new(ref, tags, -1, failed=True)
+
+    def throw_in_actor(self, a: int, b: int) -> None:
+        place, tags = b % 3, self.pick(a, a % 3)
+        ref = self.actors[place].throw.remote(self.next_tag, a % 2 == 0, self.refs(tags))
+        _, (inner,) = content(ref)
+        tag = self.new(ref, [self.next_tag + 1], -1, failed=True)
+        self.know(tag + 1, inner.hex(), tags, self.born[place])
+        self.next_tag += 1
 
     def read(self, a: int, b: int) -> None:
         for tag in self.pick(a):
-            found = get(self.handles[tag])
-            assert found["tag"] == tag
-            assert (found["pad"] == tag).all()
-            inner = [
-                get(r)["tag"]
-                for r, t in zip(found["refs"], self.inside[tag], strict=True)
-                if self.readable(t)
-            ]
-            assert inner == [t for t in self.inside[tag] if self.readable(t)]
+            found, refs = content(self.handles[tag])
+            assert found == tag
+            pairs = zip(refs, self.inside[tag], strict=True)
+            inner = [(content(r)[0], t) for r, t in pairs if self.readable(t)]
+            assert all(found == t for found, t in inner)
 
     def look(self, a: int, b: int) -> None:
         for tag in self.pick(a):
-            assert get(look.remote(tag, self.handles[tag], [self.handles[tag]]))
+            result = look.remote(tag, self.handles[tag], [self.handles[tag]])
+            if tag not in self.failed:
+                assert get(result)
+            else:  # its argument's error is its own
+                found, refs = content(result)
+                assert (found, len(refs)) == (tag, len(self.inside[tag]))
+
+    def produce(self, a: int, b: int) -> None:
+        """A stream, which may be taken from, closed, or left alone."""
+        if len(self.streams) < 3:
+            tags, count, fails = self.pick(a, 1 + a % 2), a % 5, b % 2 == 0
+            self.streams.append(Stream(self.next_tag, count, a % 3 == 0, self.refs(tags), tags, fails))
+            self.next_tag += count + 1
+
+    def take(self, a: int, b: int) -> None:
+        for stream in self.streams[a % 3 : a % 3 + 1]:
+            item = next(stream.generator, None)
+            if item is not None:
+                tag = stream.tag + stream.taken
+                self.know(tag, item.hex(), stream.inside, -1)
+                self.handles[tag] = item
+                if stream.taken == stream.count:
+                    self.failed.add(tag)
+                stream.taken += 1
+            else:
+                assert stream.taken == stream.count + stream.fails
+                self.streams.remove(stream)
+
+    def close(self, a: int, b: int) -> None:
+        del self.streams[a % 3 : a % 3 + 1]
 
     def make(self, a: int, b: int) -> None:
         place, tags = b % 3, self.pick(a, a % 3)
-        refs = [self.handles[t] for t in tags]
-        (ref,) = get(self.actors[place].make.remote(self.next_tag, a % 2 == 0, refs))
+        (ref,) = get(self.actors[place].make.remote(self.next_tag, a % 2 == 0, self.refs(tags)))
         self.new(ref, tags, self.born[place])
 
     def keep(self, a: int, b: int) -> None:
@@ -195,6 +246,12 @@ class Model:
         for tag in self.pick(a):
             get(self.actors[place].keep.remote(slot, [self.handles[tag]]))
             self.slots.setdefault((place, slot), []).append(tag)
+
+    def keep_inner(self, a: int, b: int) -> None:
+        place, slot = b % 3, a % 2
+        for tag in self.pick(a):
+            get(self.actors[place].keep_inner.remote(slot, [self.handles[tag]]))
+            self.slots.setdefault((place, slot), []).extend(self.inside[tag])
 
     def hand_over(self, a: int, b: int) -> None:
         place, slot, other = b % 3, a % 2, (b + 1) % 3
@@ -222,9 +279,7 @@ class Model:
         if a % 3:
             return  # not too often
         place = b % 3
-        fw.kill(self.actors[place])
-        self.actors[place] = Holder.remote()
-        get(self.actors[place].drop.remote(0))
+        self.pool.replace(place)
         self.born[place], self.next_actor = self.next_actor, self.next_actor + 1
         for key in [key for key in self.slots if key[0] == place]:
             del self.slots[key]
@@ -246,16 +301,34 @@ class Model:
         except AssertionError:
             raise AssertionError(f"there are {owned()}, must be {must}, may be {may}") from None
         for tag in must & set(self.handles):
-            assert get(self.handles[tag])["tag"] == tag
+            assert content(self.handles[tag])[0] == tag
+
+
+class Stream:
+    """A generator of the driver, and what will come from it."""
+
+    def __init__(
+        self, tag: int, count: int, large: bool, refs: list[Any], inside: list[int], fails: bool
+    ) -> None:
+        self.tag, self.count, self.inside, self.fails = tag, count, inside, fails
+        self.taken = 0
+        self.generator = produce.remote(tag, count, large, refs, fails)
 
 
 OPERATIONS = [
     Model.put,
     Model.task,
+    Model.throw,
+    Model.throw_in_actor,
     Model.read,
     Model.look,
     Model.make,
+    Model.produce,
+    Model.take,
+    Model.take,
+    Model.close,
     Model.keep,
+    Model.keep_inner,
     Model.hand_over,
     Model.read_slot,
     Model.drop,
@@ -266,26 +339,27 @@ OPERATIONS = [
 STEP = st.tuples(st.integers(0, len(OPERATIONS) - 1), st.integers(0, 60), st.integers(0, 5))
 
 
-@given(program=st.lists(STEP, min_size=15, max_size=45))
+@given(program=st.lists(STEP, min_size=60, max_size=200 if LONG else 140))
 @settings(
-    max_examples=25,
+    max_examples=60 if LONG else 8,
     deadline=None,
-    derandomize=True,
+    derandomize=not LONG,
     database=None,
     phases=[Phase.generate],  # not shrunk: each smaller failure waits for what never comes
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
+@pytest.mark.timeout(600 if LONG else 120)
 def test_objects_live_exactly_as_long_as_they_can_be_reached(
-    session: object, program: list[tuple[int, int, int]]
+    session: object, pool: Pool, program: list[tuple[int, int, int]]
 ) -> None:
-    model = Model()
+    model = Model(pool)
     for number, (operation, a, b) in enumerate(program):
         OPERATIONS[operation](model, a, b)
         if number % 10 == 9:
             model.check()
     model.check()
-    model.handles.clear()
     del model
+    pool.drop_all()
     nothing_remains()
 
 

@@ -8,7 +8,6 @@ import gc
 import os
 import pickle
 import signal
-import subprocess
 import sys
 import threading
 import time
@@ -22,13 +21,12 @@ import numpy as np
 import pytest
 
 import framework as fw
-from framework.exceptions import ActorDiedError, NotInitializedError
+from framework.exceptions import ActorDiedError
 from framework.util.executor import BrokenWorkerPool, PoolExecutor, RemoteTraceback
 from support.leaks import wait_until
 
 pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("session")]
 
-ROOT = Path(__file__).resolve().parents[2]
 PATIENCE = 30.0  # seconds; far above what anything here takes
 
 
@@ -276,6 +274,13 @@ def test_options_of_the_workers() -> None:
         assert executor.submit(os.getenv, "EXECUTOR_VARIABLE").result(PATIENCE) == "set"
 
 
+def test_workers_that_wait_for_resources_get_no_calls() -> None:
+    """Three workers with a CPU each, of which there are two: the third never starts, and nobody waits for
+    it."""
+    with PoolExecutor(3, options={"num_cpus": 1}) as executor:
+        assert list(executor.map(square, range(30))) == [x * x for x in range(30)]
+
+
 @pytest.mark.parametrize(
     ("arguments", "error"),
     [
@@ -406,48 +411,3 @@ def test_dropped_idle_executor() -> None:
     del executor
     gc.collect()
     wait_until(lambda: not alive(pid), PATIENCE, "the end of the worker")
-
-
-def run(program: str, tmp_path: Path) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "FRAMEWORK_TMPDIR": str(tmp_path)}
-    environment["FRAMEWORK_DEDUP_LOGS"] = "0"
-    path = tmp_path / "program.py"
-    path.write_text(program)
-    return subprocess.run(
-        [sys.executable, str(path)], env=environment, capture_output=True, text=True, timeout=60, check=False
-    )
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("way", ["", "executor.shutdown(wait=False)"])
-def test_work_is_finished_at_exit(tmp_path: Path, way: str) -> None:
-    done = run(
-        "import time\n"
-        "from framework.util.executor import PoolExecutor\n"
-        "def work(i):\n"
-        "    time.sleep(0.1)\n"
-        "    print('done', i)\n"
-        "executor = PoolExecutor(2)\n"
-        "for i in range(4):\n"
-        "    executor.submit(work, i).add_done_callback(lambda future: print('told'))\n"
-        f"{way}\n",
-        tmp_path,
-    )
-    assert done.returncode == 0, done.stderr
-    assert [done.stdout.count(word) for word in ("done", "told")] == [4, 4], done.stdout + done.stderr
-
-
-@pytest.mark.slow
-def test_no_work_after_exit(tmp_path: Path) -> None:
-    done = run(
-        "import atexit\n"
-        "from framework.util.executor import PoolExecutor\n"
-        "executor = PoolExecutor(1)\n"
-        "@atexit.register\n"
-        "def late():\n"
-        "    executor.submit(print, 'late')\n"
-        "print(executor.submit(abs, -1).result())\n",
-        tmp_path,
-    )
-    assert "RuntimeError: cannot schedule new futures after interpreter shutdown" in done.stderr
-    assert done.stdout == "1\n"

@@ -28,14 +28,16 @@ PARTS += ("test_shutdown", "test_wait")
 PRIVATE = "looks into private attributes of ProcessPoolExecutor; "
 STDLIB = "makes a standard library executor by name, whatever executor_type is; "
 INHERITED = "hands over a lock of multiprocessing, which only children of this process can use; "
+AT_EXIT = "ours: test_executor_sessions.py, "
 
 #: name of a case -> why it is not run, and where the same is tested for us
 EXCLUDED = {
     # ExecutorShutdownTest
-    "test_interpreter_shutdown": STDLIB + "ours: test_executor.py, test_work_is_finished_at_exit",
-    "test_submit_after_interpreter_shutdown": STDLIB + "ours: test_executor.py, test_no_work_after_exit",
-    "test_hang_gh83386": STDLIB + "ours: test_executor.py, test_work_is_finished_at_exit",
-    "test_hang_issue39205": STDLIB + "ours: test_executor.py, test_work_is_finished_at_exit",
+    "test_interpreter_shutdown": STDLIB + "ours: test_executor_sessions.py, test_work_is_finished_at_exit",
+    "test_submit_after_interpreter_shutdown": STDLIB
+    + "ours: test_executor_sessions.py, test_no_work_after_exit",
+    "test_hang_gh83386": STDLIB + "ours: test_executor_sessions.py, test_work_is_finished_at_exit",
+    "test_hang_issue39205": STDLIB + "ours: test_executor_sessions.py, test_work_is_finished_at_exit",
     # ProcessPoolShutdownTest
     "test_processes_terminate": PRIVATE + "ours: test_executor.py, test_processes_end",
     "test_context_manager_shutdown": STDLIB + "ours: test_executor.py, test_processes_end",
@@ -76,7 +78,8 @@ EXCLUDED = {
         "wants a broken pool; here the error is the result: test_executor.py, test_what_cannot_be_unpickled"
     ),
     "test_exit_during_result_pickle_on_worker": (
-        "wants SystemExit; our worker pickles a result after the call, where sys.exit() ends it: a broken pool"
+        "wants SystemExit; a result is pickled after the call, where sys.exit() ends our worker: the pool "
+        "breaks"
     ),
     "test_shutdown_deadlock_pickle": PRIVATE + "ours: test_executor.py, test_error_at_pickling",
     "test_gh105829_should_not_deadlock_if_wakeup_pipe_full": PRIVATE + "we have no such pipe",

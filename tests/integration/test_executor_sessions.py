@@ -1,8 +1,11 @@
-"""Pools and the session that they live in: the first use starts it, its end ends them."""
+"""Pools, the session that they live in and the program that made them: which end means what."""
 
 from __future__ import annotations
 
 import asyncio
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,6 +18,7 @@ from support.leaks import wait_until
 
 pytestmark = [pytest.mark.integration, pytest.mark.slow]
 
+ROOT = Path(__file__).resolve().parents[2]
 PATIENCE = 30.0
 
 
@@ -68,3 +72,49 @@ def test_made_in_a_coroutine_while_the_session_starts() -> None:
                 return await asyncio.gather(*calls)
 
     assert asyncio.run(main()) == list(range(5))
+
+
+# ---- the end of the program --------------------------------------------------------------------------
+
+
+def run(program: str, tmp_path: Path) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "FRAMEWORK_TMPDIR": str(tmp_path)}
+    environment["FRAMEWORK_DEDUP_LOGS"] = "0"
+    path = tmp_path / "program.py"
+    path.write_text(program)
+    return subprocess.run(
+        [sys.executable, str(path)], env=environment, capture_output=True, text=True, timeout=60, check=False
+    )
+
+
+@pytest.mark.parametrize("way", ["", "executor.shutdown(wait=False)"])
+def test_work_is_finished_at_exit(tmp_path: Path, way: str) -> None:
+    done = run(
+        "import time\n"
+        "from framework.util.executor import PoolExecutor\n"
+        "def work(i):\n"
+        "    time.sleep(0.1)\n"
+        "    print('done', i)\n"
+        "executor = PoolExecutor(2)\n"
+        "for i in range(4):\n"
+        "    executor.submit(work, i).add_done_callback(lambda future: print('told'))\n"
+        f"{way}\n",
+        tmp_path,
+    )
+    assert done.returncode == 0, done.stderr
+    assert [done.stdout.count(word) for word in ("done", "told")] == [4, 4], done.stdout + done.stderr
+
+
+def test_no_work_after_exit(tmp_path: Path) -> None:
+    done = run(
+        "import atexit\n"
+        "from framework.util.executor import PoolExecutor\n"
+        "executor = PoolExecutor(1)\n"
+        "@atexit.register\n"
+        "def late():\n"
+        "    executor.submit(print, 'late')\n"
+        "print(executor.submit(abs, -1).result())\n",
+        tmp_path,
+    )
+    assert "RuntimeError: cannot schedule new futures after interpreter shutdown" in done.stderr
+    assert done.stdout == "1\n"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import os
 import pickle
 import queue as standard
@@ -403,23 +404,25 @@ def test_a_process_that_dies_while_it_waits_takes_nothing(session: object, maxsi
         wait_until(lambda: waiting(queue) == (0, 1) and attended(queue, 1))
         fw.kill(producer)
         wait_until(lambda: waiting(queue) == (0, 0))
+        with pytest.raises(ActorDiedError):
+            get(call)
     assert queue.get(timeout=LIMIT) == "kept"
     assert queue.empty()
     wait_until(lambda: attended(queue, 0))
     queue.shutdown()
 
 
-def test_a_handle_that_has_waited_ends_with_its_last_use(session: object) -> None:
+def test_a_handle_that_has_waited_is_watched_until_its_last_use(session: object) -> None:
     queue: Queue[Any] = Queue()
-    copy = pickle.loads(pickle.dumps(queue))
-    with pytest.raises(Empty):
-        copy.get(timeout=0.3)
-    assert attended(queue, 1)
-    del copy
-    wait_until(lambda: attended(queue, 0))
+    (copy,) = get(fw.put([queue]))
+    for handle in (queue, copy):
+        with pytest.raises(Empty):
+            handle.get(timeout=0.3)
+    assert attended(queue, 2)
+    del copy, handle
+    wait_until(functools.partial(attended, queue, 1))
+    assert queue.actor is not None
     pid = get(queue.actor.__ray_call__.remote(lambda actor: os.getpid()))
-    with pytest.raises(Empty):
-        queue.get(timeout=0.3)
     del queue
     wait_until(lambda: not alive(pid))
 

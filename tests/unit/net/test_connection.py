@@ -10,27 +10,16 @@ import random
 import socket
 import threading
 from collections.abc import AsyncIterator, Callable
-from pathlib import Path
-from typing import Any
 
 import msgpack
 import pytest
-import uvloop
 
-from framework._base import limits
-from framework._net.address import short_path, socket_path, unix_address
 from framework._net.connection import Connection, Frame, Handler
-from framework._net.listener import Listener, connect_unix, hello
 from framework._wire import messages as m
 from framework._wire.codec import new_packer
 from framework.exceptions import ConnectionFailedError, GetTimeoutError, ProtocolError
 
 ITEM = m.UNBORROW  # a message with one list
-
-
-@pytest.fixture(params=[asyncio.DefaultEventLoopPolicy, uvloop.EventLoopPolicy], ids=["asyncio", "uvloop"])
-def event_loop_policy(request: pytest.FixtureRequest) -> Any:
-    return request.param()
 
 
 class Side:
@@ -319,150 +308,3 @@ async def test_protocol_errors_end_the_connection(data: bytes) -> None:
     assert side.frames == [[ITEM, [1]]]
     assert isinstance(side.connection.error, ProtocolError)
     b.close()
-
-
-# ---- listeners ---------------------------------------------------------------------------------------
-
-
-class Server:
-    """A listener, and what it has seen."""
-
-    def __init__(self, path: Path) -> None:
-        self.joined: list[Connection] = []
-        self.left: list[Connection] = []
-        self.frames: list[Frame] = []
-        self.refuse: Exception | None = None
-        self.listener = Listener(
-            asyncio.get_running_loop(),
-            str(path),
-            {m.FUNCTION: lambda _, frame: self.frames.append(frame)},
-            on_peer=self._join,
-            on_close=self.left.append,
-            ident=b"server",
-        )
-
-    def _join(self, connection: Connection) -> dict[str, object] | None:
-        if self.refuse is not None:
-            raise self.refuse
-        self.joined.append(connection)
-        return {"fact": 1}
-
-
-async def spin(condition: Callable[[], object]) -> None:
-    async with asyncio.timeout(10):
-        while not condition():
-            await asyncio.sleep(0.001)
-
-
-async def test_hello_and_large_frames_right_behind_it(tmp_path: Path) -> None:
-    """A peer does not wait for WELCOME: what follows may be far larger than a HELLO may be."""
-    server = Server(tmp_path / "s")
-    sock = connect_unix(str(tmp_path / "s"))
-    client = Side(sock, WELCOME=lambda _, frame: client.frames.append(frame))
-    client.connection.cast(*hello("owner", b"me", "unix:me", {"job": b"j"}))
-    blob = b"x" * (3 * limits.MAX_HANDSHAKE_FRAME)
-    client.connection.cast(m.FUNCTION, b"h", blob)
-    client.connection.cast(m.FUNCTION, b"i", b"small")
-    await spin(lambda: len(server.frames) == 2)
-    assert server.frames == [[m.FUNCTION, b"h", blob], [m.FUNCTION, b"i", b"small"]]
-    assert server.joined[0].peer["job"] == b"j" and server.joined[0].ident == b"me"
-    await spin(lambda: client.frames)
-    assert client.frames[0][3] == {"fact": 1}
-    client.connection.close()
-    await spin(lambda: server.left)
-    server.listener.close()
-    assert not (tmp_path / "s").exists()
-
-
-@pytest.mark.parametrize("error", [ProtocolError("no"), KeyError("no")])
-async def test_refused_peers(tmp_path: Path, error: Exception) -> None:
-    server = Server(tmp_path / "s")
-    server.refuse = error
-    client = Side(connect_unix(str(tmp_path / "s")))
-    client.connection.cast(*hello("owner", b"me"))
-    await client.until(lambda: client.closed)
-    assert not server.listener.connections
-    server.listener.close()
-
-
-async def test_more_silent_peers_than_allowed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(limits, "MAX_UNAUTHENTICATED", 4)
-    server = Server(tmp_path / "s")
-    silent = [connect_unix(str(tmp_path / "s")) for _ in range(6)]
-    client = Side(connect_unix(str(tmp_path / "s")))
-    client.connection.cast(*hello("owner", b"me"))
-    await spin(lambda: len(server.listener.connections) == 4)
-    await turns(20)
-    assert len(server.listener.connections) == 4 and not server.joined and not client.closed
-    for sock in silent[:4]:
-        sock.close()
-    await spin(lambda: server.joined)
-    server.listener.close()
-    for sock in silent:
-        sock.close()
-    await client.until(lambda: client.closed)
-
-
-async def test_silent_peers_are_dropped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(limits, "HELLO_TIMEOUT", 0.01)
-    server = Server(tmp_path / "s")
-    client = Side(connect_unix(str(tmp_path / "s")))
-    await client.until(lambda: client.closed)
-    assert server.left == []
-    server.listener.close()
-
-
-async def test_out_of_descriptors(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    monkeypatch.setattr(limits, "ACCEPT_PAUSE", 0.02)
-    server = Server(tmp_path / "s")
-
-    class Broken:
-        attempts = 0
-
-        def __init__(self, sock: socket.socket) -> None:
-            self._sock = sock
-
-        def __getattr__(self, name: str) -> Any:
-            return getattr(self._sock, name)
-
-        def accept(self) -> Any:
-            Broken.attempts += 1
-            if Broken.attempts < 3:
-                raise OSError(24, "Too many open files")
-            return self._sock.accept()
-
-    monkeypatch.setattr(server.listener, "_sock", Broken(server.listener._sock))
-    client = Side(connect_unix(str(tmp_path / "s")))
-    client.connection.cast(*hello("owner", b"me"))
-    await spin(lambda: server.joined)
-    assert caplog.text.count("Too many open files") == 2
-    server.listener.close()
-    await client.until(lambda: client.closed)
-
-
-async def test_sockets_are_private_and_paths_may_be_long(tmp_path: Path) -> None:
-    directory = tmp_path / ("long" * 30)
-    directory.mkdir()
-    server = Server(directory / "s")
-    assert (directory / "s").stat().st_mode & 0o777 == 0o600
-    client = Side(connect_unix(str(directory / "s")))
-    client.connection.cast(*hello("owner", b"me"))
-    await spin(lambda: server.joined)
-    client.connection.close()
-    server.listener.close()
-    with pytest.raises(OSError):
-        connect_unix(str(directory / "s"))
-
-
-@pytest.mark.parametrize("address", ["", "unix:", "unix:a/b", "unix:../x", "unix:.x", "tcp:1", "name"])
-def test_addresses_of_other_kinds(address: str) -> None:
-    with pytest.raises(ValueError):
-        socket_path(address, "/run")
-
-
-def test_addresses() -> None:
-    assert socket_path(unix_address("abc"), "/run") == "/run/abc"
-    with short_path("/short") as path:
-        assert path == "/short"

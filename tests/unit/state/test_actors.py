@@ -271,3 +271,89 @@ def test_dead_records_are_small_and_forget_their_aliases_with_them() -> None:
     assert "payload" not in directory.records[A].spec
     assert directory.record(B) is directory.records[A]
     assert directory.records[A].state != PENDING
+
+
+# ---- supervised actors -------------------------------------------------------------------------------------
+
+
+def test_a_supervised_actor_waits_for_its_supervisor() -> None:
+    directory = alive(ActorDirectory(), supervised=True)
+    commands = directory.gone(A, 0, "it crashed", False)
+    assert published(commands) == [("owner", RESTARTING, A)]
+    assert words(commands) == ["publish"], "it is not placed before the supervisor says so"
+    assert [command[0] for command in directory.restart(A)] == ["place"]
+    assert directory.restart(A) == [], "a repetition changes nothing"
+    assert published(directory.placed(A, 1, b"w", "unix:w", 8, None)) == [("owner", ALIVE, A)]
+
+
+@pytest.mark.parametrize("intended", [True, False])
+def test_its_supervisor_learns_whether_the_end_was_orderly(intended: bool) -> None:
+    directory = alive(ActorDirectory(), supervised=True)
+    directory.gone(A, 0, "it left", intended)
+    record = directory.records[A]
+    assert (record.state, record.detail and record.detail["orderly"]) == (RESTARTING, intended)
+
+
+def test_kill_by_others_leaves_the_verdict_to_the_supervisor() -> None:
+    directory = alive(ActorDirectory(), supervised=True)
+    assert words(directory.kill(A, True, "kill()")) == ["end"]
+    directory.gone(A, 0, "killed", False)
+    assert directory.records[A].held
+    assert directory.kill(A, True, "kill()") == [], "there is nothing to kill"
+
+
+def test_a_constructor_that_fails_in_a_restart_is_one_more_death() -> None:
+    directory = alive(ActorDirectory(), supervised=True)
+    directory.gone(A, 0, "it crashed", False)
+    directory.restart(A)
+    commands = directory.placed(A, 1, b"w", "", 8, [2, "error"])
+    assert published(commands) == [("owner", RESTARTING, A)]
+    assert directory.records[A].held
+
+
+def test_a_constructor_that_fails_at_first_is_the_end_also_of_a_supervised_actor() -> None:
+    directory = ActorDirectory()
+    directory.create(A, spec(supervised=True), "owner")
+    directory.placed(A, 0, b"w", "", 8, [2, "error"])
+    assert directory.records[A].state == DEAD
+
+
+@pytest.mark.parametrize("held", [True, False])
+def test_the_end_of_the_supervisor_is_final(held: bool) -> None:
+    directory = alive(ActorDirectory(), supervised=True)
+    if held:
+        directory.gone(A, 0, "it crashed", False)
+    directory.owner_gone("owner")
+    assert directory.records[A].state == DEAD
+    assert directory.restart(A) == []
+
+
+# ---- saved state -------------------------------------------------------------------------------------------
+
+
+def test_a_saved_state_comes_with_the_next_incarnation() -> None:
+    directory = alive(ActorDirectory(), max_restarts=1)
+    assert directory.save(A, 0, [0, b"state"], None) == []
+    *_, (word, actor, placed, incarnation) = directory.gone(A, 0, "it crashed", False)
+    assert (word, actor, placed["saved"], incarnation) == ("place", A, [[0, b"state"]], 1)
+
+
+def test_a_stored_state_is_freed_when_replaced_and_at_the_end() -> None:
+    directory = alive(ActorDirectory())
+    assert directory.save(A, 0, [3], b"first") == []
+    assert directory.save(A, 0, [3], b"second") == [("unstore", A, b"first")]
+    assert ("unstore", A, b"second") in directory.kill(A, True, "kill()")
+
+
+def test_an_old_incarnation_cannot_save() -> None:
+    directory = alive(ActorDirectory(), max_restarts=1)
+    directory.gone(A, 0, "it crashed", False)
+    with pytest.raises(ValueError, match="is over"):
+        directory.save(A, 0, 1, None)
+
+
+def test_an_actor_with_a_shutdown_hook_is_asked_first_when_its_owner_ends() -> None:
+    directory = alive(ActorDirectory(), shutdown_hook=True)
+    commands = directory.owner_gone("owner")
+    assert [command[0] for command in commands] == ["end", "end_later"]
+    assert commands[0][3] is False, "not by force"
