@@ -206,17 +206,20 @@ class ObjectRef(Generic[T]):
         lending = None if self._entry.state else self._runtime.blocked()
 
         def call() -> None:
-            if self._forget_callback(pair):
+            nonlocal pair
+            mine, pair = pair, None  # a cycle would keep the object until the garbage collector comes
+            if mine is not None and self._forget_callback(mine):
                 context.run(callback, self)
 
         def done(_: Entry) -> None:
             mailbox.post(call)
 
-        pair = (callback, done, lending)
+        added = (callback, done, lending)
+        pair: _Callback | None = added
         try:
-            self._callbacks.append(pair)
+            self._callbacks.append(added)
         except AttributeError:
-            self._callbacks = [pair]
+            self._callbacks = [added]
         if lending is not None:
             lending.__enter__()
         if self._entry.owner is not None:

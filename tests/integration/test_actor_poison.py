@@ -108,8 +108,8 @@ def test_among_calls_that_run_at_the_same_time_the_killer_is_found(session: obje
 
 
 def test_another_callers_crash(session: object, tmp_path: Path) -> None:
-    """Two callers: the one whose call killed it, and one who only waited."""
-    log, gate = tmp_path / "log", tmp_path / "gate"
+    """Two callers: the one whose call kills it twice, and one who has three retries."""
+    log = tmp_path / "log"
     actor = fw.remote(max_restarts=-1, max_task_retries=3)(Worker).remote(str(log))
     get(actor.pid.remote())
 
@@ -119,10 +119,9 @@ def test_another_callers_crash(session: object, tmp_path: Path) -> None:
 
     @fw.remote(num_cpus=0, max_retries=0)
     def killer(actor: Any) -> None:
-        fw.get(actor.poison.remote())
+        fw.get(actor.poison.options(max_task_retries=1).remote())
 
     waiting, killing = other.remote(actor), killer.remote(actor)
-    gate.touch()
     with pytest.raises(ActorUnavailableError):
         get(killing)
     assert get(waiting) == list(range(100, 110))

@@ -308,6 +308,7 @@ def test_an_ignored_item_keeps_its_actor_until_it_ends(hub: Any, name: str) -> N
     pool = ActorPool([Worker.remote(hub)])
     pool.submit(gated, "slow")
     pool.submit(gated, "next")
+    wait_until(lambda: entered(hub) == ["slow"])
     with pytest.raises(TimeoutError, match="The item 0 has been ignored"):
         getattr(pool, name)(timeout=0.01, ignore_if_timedout=True)
     assert pool.has_next()
