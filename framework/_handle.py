@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar, Unpack
 
 from framework._base.ids import ActorID, object_id_bytes, task_id_bytes, task_scope
 from framework._base.options import MethodOptions
-from framework._methods import SPECIAL, MethodInfo, methods_of
+from framework._methods import SPECIAL, MethodInfo, MethodTable, methods_of
 from framework._runtime.current import current
 from framework._state.tasks import Template
 from framework.object_ref import ObjectRef
@@ -34,7 +34,7 @@ class ActorHandle(Generic[T]):
         self,
         actor_id: bytes,
         class_name: str,
-        methods: dict[str, MethodInfo],
+        methods: MethodTable,
         ref: ObjectRef[Any] | None,
         max_task_retries: int,
         max_pending_calls: int = -1,

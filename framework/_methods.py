@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
+import pickle
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Generic, Protocol
 
+import cloudpickle
+
+from framework._base import limits
 from framework._base.options import MethodOptions
 from framework._base.signature import CallSignature
 from framework.remote_function import number_of_returns
@@ -71,9 +76,31 @@ class MethodInfo:
         return (MethodInfo, (self.signature, self.returns, self.options))
 
 
-def methods_of(cls: type) -> dict[str, MethodInfo]:
+class MethodTable(dict[str, MethodInfo]):
+    """The methods of an actor class by name. It goes with every pickled handle: it is packed once and,
+    where it arrives, unpacked once for all handles of the class."""
+
+    __slots__ = ("_packed",)
+    _packed: bytes
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        try:
+            packed = self._packed
+        except AttributeError:
+            packed = self._packed = cloudpickle.dumps(dict(self), protocol=5)
+        return (_unpack, (packed,))
+
+
+@functools.lru_cache(limits.METHOD_TABLES_KEPT)
+def _unpack(packed: bytes) -> MethodTable:
+    table = MethodTable(pickle.loads(packed))
+    table._packed = packed
+    return table
+
+
+def methods_of(cls: type) -> MethodTable:
     """The methods of an actor class, those of its bases included."""
-    found = {}
+    found = MethodTable()
     for name, member in inspect.getmembers_static(cls):
         function: Callable[..., Any] = (
             member.__func__ if isinstance(member, staticmethod | classmethod) else member

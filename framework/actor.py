@@ -14,7 +14,7 @@ from framework._base.options import ActorOptions
 from framework._base.signature import CallSignature, is_async_class
 from framework._handle import ActorHandle as Handle
 from framework._handle import ActorMethod as ActorMethod
-from framework._methods import MethodInfo, methods_of
+from framework._methods import MethodTable, methods_of
 from framework._methods import method as method
 from framework._runtime.current import current
 from framework._serial.functions import dump_function
@@ -41,8 +41,9 @@ class ActorClass(Generic[T]):
         self._class = cls
         self._options = options
         self._name = cls.__name__
-        self._methods: dict[str, MethodInfo] | None = None
+        self._methods: MethodTable | None = None
         self._constructor: CallSignature | None = None
+        self._is_async = False
         self._is_supervised = False
         self._exported: tuple[bytes, bytes, list[Any]] | None = None
         functools.update_wrapper(cast(Any, self), cls, updated=())
@@ -115,6 +116,7 @@ class ActorClass(Generic[T]):
                 raise TypeError(f"{self._name} is an abstract class: it leaves {missing} to its subclasses")
             self._methods = methods_of(self._class)
             self._constructor = _constructor_signature(self._class)
+            self._is_async = is_async_class(self._class)
         if self._constructor is not None:
             self._constructor.check(self._name, args, kwargs)
         if options.name is not None and not _in_event_loop():
@@ -181,7 +183,7 @@ class ActorClass(Generic[T]):
         if wanted is not None:
             return wanted
         threaded = (options.max_concurrency or 1) > 1 or bool(options.concurrency_groups)
-        return threaded or is_async_class(self._class)
+        return threaded or self._is_async
 
     def __repr__(self) -> str:
         return f"ActorClass({self._name})"

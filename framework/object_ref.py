@@ -19,9 +19,10 @@ from framework._state.objects import FAILED, Entry
 from framework.exceptions import TaskCancelledError
 
 T = TypeVar("T", covariant=True)
-#: what was given to `add_done_callback`, the waiter that stands for it, and the CPUs lent meanwhile
+#: what was given to `add_done_callback`, the waiter that stands for it, the CPUs lent meanwhile, and a key by
+#: which the waiter finds this (with the tuple itself it would be in a cycle, which keeps the object too long)
 _Callback = tuple[
-    Callable[[Any], object], Callable[[Entry], None], contextlib.AbstractContextManager[None] | None
+    Callable[[Any], object], Callable[[Entry], None], contextlib.AbstractContextManager[None] | None, object
 ]
 
 
@@ -205,17 +206,16 @@ class ObjectRef(Generic[T]):
         # A coroutine that runs as a task waits for other tasks by this: it lends its CPUs, as by `await`.
         lending = None if self._entry.state else self._runtime.blocked()
 
+        key = object()
+
         def call() -> None:
-            nonlocal pair
-            mine, pair = pair, None  # a cycle would keep the object until the garbage collector comes
-            if mine is not None and self._forget_callback(mine):
+            if self._forget_callback(key):
                 context.run(callback, self)
 
         def done(_: Entry) -> None:
             mailbox.post(call)
 
-        added = (callback, done, lending)
-        pair: _Callback | None = added
+        added = (callback, done, lending, key)
         try:
             self._callbacks.append(added)
         except AttributeError:
@@ -226,11 +226,12 @@ class ObjectRef(Generic[T]):
             self._runtime.post(self._runtime.objects.need, self._entry)
         register(self._entry, done)
 
-    def _forget_callback(self, pair: _Callback) -> bool:
+    def _forget_callback(self, key: object) -> bool:
         """Whoever takes it off the list, the call or the removal, has it to itself."""
         try:
+            pair = next(pair for pair in list(self._callbacks) if pair[3] is key)
             self._callbacks.remove(pair)
-        except ValueError:
+        except (StopIteration, ValueError):
             return False
         if pair[2] is not None:
             pair[2].__exit__(None, None, None)
@@ -240,7 +241,7 @@ class ObjectRef(Generic[T]):
         """Forget that callback; returns how often it had been added."""
         removed = 0
         for pair in list(getattr(self, "_callbacks", ())):
-            if pair[0] == callback and self._forget_callback(pair):
+            if pair[0] == callback and self._forget_callback(pair[3]):
                 unregister(self._entry, pair[1])
                 removed += 1
         return removed

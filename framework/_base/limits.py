@@ -76,6 +76,7 @@ OOM_RETRIES: Final = (
 SHUTDOWN_GRACE: Final = 2.0
 SHUTDOWN_HOOK_GRACE: Final = 10.0  #: for the shutdown hook of an actor
 SESSION_HOOK_GRACE: Final = 1.5  #: for all of them, when the session ends
+METHOD_TABLES_KEPT: Final = 256  #: of actor classes whose handles have come from elsewhere
 POISON_DEATHS: Final = 10  #: deaths of an actor in the middle of one call, after which it is not tried again
 SUSPECT_DEATHS: Final = 3  #: after so many, a call is sent alone, to see whether it is the reason
 MAX_ERROR_TEXT: Final = 64 * 1024
@@ -91,6 +92,9 @@ STORE_POPULATE: Final = (
 )  #: blocks in memory that was never used get it all at once from this size on
 STORE_KEPT_VIEWS: Final = 1_000  #: views that a process keeps after their last use
 STORE_PIN_BATCH: Final = 1_000  #: pins that are asked for in one message
+STORE_RESTORE_AHEAD: Final = 4  #: spilled objects that one reader of many has read back at a time
+STORE_WARM_RESERVE: Final = 256 * 1024 * 1024  #: free memory that a store in use has ready
+STORE_WARM_STEP: Final = 8 * 1024 * 1024  #: provided at a time, in a thread of the node
 LINEAGE_BYTES: Final = 256 * 1024 * 1024  #: what an owner keeps to make lost objects again
 MAX_RECOVERIES: Final = 10  #: how often one read has a lost object made again before it gives up
 STORE_PRESSURE: Final = 1.0  #: after the node was short of memory, views are not kept for so long
@@ -100,3 +104,44 @@ STORE_FULL_GRACE: Final = 10.0  #: how long a request waits for space in a full 
 POOL_READ_AHEAD: Final = 1_000  #: items of ActorPool.map that are done or waiting before they are taken
 QUEUE_WAITING: Final = 1_000_000  #: blocked calls that a Queue serves at a time, in each direction
 QUEUE_ATTEND_AFTER: Final = 0.1  #: a call that waits this long has its Queue watch for the caller's death
+
+# --- output ----------------------------------------------------------------------------------------
+LINE_BYTES: Final = 64 * 1024  #: longer lines are cut into pieces
+NAME_CHARS: Final = 256  #: of the name of a task or actor before its lines
+LOG_FINAL_BYTES: Final = 4 * 1024 * 1024  #: per file, read of what a worker that has ended has left
+LOG_BATCHES_WAITING: Final = 1_000  #: for a slow terminal; beyond, lines are counted, not shown
+LOG_CLOSE_GRACE: Final = 1.0  #: that the terminal gets to take the last lines
+DEDUP_WINDOW: Final = 5.0  #: in which the same line from several processes is shown once
+DEDUP_PATTERNS: Final = 4_096  #: lines that are remembered; for more, the oldest is given out early
+DEDUP_LINE: Final = 1_024  #: characters; longer lines are always shown
+WARNED_LINES: Final = 1_000  #: lines of user code that are warned about blocking calls
+
+# --- serialization ---------------------------------------------------------------------------------
+PICKLE_BUFFER: Final = 8 * 1024  #: shorter buffers stay in the pickle: a copy costs less than one more object
+PICKLER_REUSED: Final = (
+    64 * 1024  #: a pickler that wrote more is not kept: its memo table never shrinks, and is swept at each use
+)
+MAX_ATOM_STR: Final = (
+    64 * 1024  #: longer strings are pickled: the control connections bound the strings they unpack
+)
+MAX_ERROR_CAUSE: Final = 1024 * 1024  #: of a pickled cause: no bulk data on control connections
+MAX_ERROR_NAME: Final = 1_024  #: characters of a name in an error
+CULPRIT_DEPTH: Final = 32  #: steps of the path to what cannot be pickled: longer ones help nobody
+CULPRIT_PROBES: Final = (
+    400  #: attempts of pickling in one search: enough for 20 levels of a million children each
+)
+CULPRIT_CHILDREN: Final = 1_000_000  #: looked at in one container
+CULPRIT_KEY_TEXT: Final = 40  #: characters of a key's repr in a path
+
+# --- processes -------------------------------------------------------------------------------------
+EARLY_FORKS: Final = 2  #: workers that do not wait for their zygote to load numpy
+EARLY_WAIT: Final = 0.5  #: after which an idle zygote loads it anyway
+MAX_ZYGOTE_BUFFER: Final = 1024 * 1024  #: of messages between a node and a zygote
+FLUSH_AFTER_NS: Final = 500_000  #: nanoseconds that a reply waits for company
+INTERRUPT_AGAIN: Final = 0.01  #: between attempts to interrupt a task that is in our own code for the moment
+EARLY_CANCELS: Final = (
+    1_000  #: cancels remembered of tasks that have just been taken from the queue, or are just done
+)
+ASYNC_CONCURRENCY: Final = 1_000  #: calls at a time of an async actor, as Ray documents
+MAX_DEAD_KEPT: Final = 10_000  #: dead actors that are remembered, for whoever still asks why; oldest go first
+MAX_FREED_EARLY: Final = 10_000  #: objects that were freed before their writer had reported them

@@ -11,10 +11,8 @@ import stat
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
-from framework._base.limits import LOG_POLL_BYTES
+from framework._base.limits import LOG_FINAL_BYTES, LOG_POLL_BYTES
 from framework._state.loglines import LineAssembler
-
-FINAL_BYTES = 4 * 1024 * 1024
 
 Lines = list[tuple[str, str]]
 
@@ -206,7 +204,7 @@ class LogMonitor:
         if watched is None:
             return out
         for tail in watched.tails:
-            lines = tail.poll(FINAL_BYTES)
+            lines = tail.poll(LOG_FINAL_BYTES)
             if tail.behind:
                 lines += [*tail.flush(), ("", f"[more output is in {tail.path}]")]
             else:

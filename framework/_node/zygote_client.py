@@ -17,6 +17,7 @@ from typing import Any
 
 import msgpack
 
+from framework._base import limits
 from framework._service.launch import command, spawn
 from framework._state.node import EnvKey
 
@@ -58,7 +59,7 @@ class Zygote:
         self._on_forked = on_forked
         self._on_exit = on_exit
         self._on_lost = on_lost
-        self._unpacker = msgpack.Unpacker(max_buffer_size=1 << 20)
+        self._unpacker = msgpack.Unpacker(max_buffer_size=limits.MAX_ZYGOTE_BUFFER)
         self._out = b""
         self.pid = pid
         self.env: EnvKey = ()

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, TextIO
 
+from framework._base import limits
 from framework._state.logdedup import Deduplicator, Output
 from framework._wire import messages as m
 
@@ -125,12 +126,6 @@ def _write(stream: TextIO, text: str) -> None:
         pass
 
 
-BATCHES_WAITING = (
-    1_000  #: batches of lines that wait for a slow terminal; beyond, lines are counted, not shown
-)
-CLOSE_GRACE = 1.0  #: seconds that the terminal gets to take the last lines
-
-
 class LogPrinter:
     """Shows what workers print: lines come on the runtime's loop, and are printed by a thread of their own,
     because a terminal may be slow. What it cannot take is left out, and the number of lines left out is
@@ -142,7 +137,7 @@ class LogPrinter:
         if os.environ.get("FRAMEWORK_DEDUP_LOGS", "1") != "0":
             dedup = Deduplicator(_window())
         self._printer = OutputPrinter(None, None, dedup, time.monotonic)
-        self._queue: queue.Queue[tuple[Any, ...] | None] = queue.Queue(BATCHES_WAITING)
+        self._queue: queue.Queue[tuple[Any, ...] | None] = queue.Queue(limits.LOG_BATCHES_WAITING)
         self._logs = os.path.join(runtime.session_dir, "logs")
         self._left_out = 0
         runtime.node_handlers[m.LOG_LINES] = self._lines
@@ -181,8 +176,8 @@ class LogPrinter:
     def close(self) -> None:
         """Print what is left, as far as the output takes it."""
         with contextlib.suppress(queue.Full):
-            self._queue.put(None, timeout=CLOSE_GRACE)
-        self._thread.join(CLOSE_GRACE)
+            self._queue.put(None, timeout=limits.LOG_CLOSE_GRACE)
+        self._thread.join(limits.LOG_CLOSE_GRACE)
 
 
 def _window() -> float:

@@ -318,6 +318,7 @@ class Runtime:
                 if self._tick_timer is not None:
                     self._tick_timer.cancel()
                 self.background.cancel()
+                self.store.close()
                 self.peers.close()
                 for connection in (self.node, self.head):
                     if connection is not None:
@@ -552,9 +553,9 @@ class Runtime:
             try:
                 entry.seen = True
                 view = self.store.client.held(wire[1])
-                if view is not None:  # and alive until it has been decoded: no call to the node
-                    return self.decode(wire)
-                return values.decode(await self.await_on_loop(self.store.prepare(wire[1])))
+                if view is None:
+                    view = await self.store.pinned(wire[1])
+                return self.decode(wire)  # no call to the node: the view is alive until then
             except ObjectLostError:
                 if not entry.state or entry.value is wire:
                     await self.await_on_loop(self.lineage.recover_and_wait(entry, wire))
@@ -629,7 +630,7 @@ class Runtime:
         while frame.f_back is not None and frame.f_code.co_filename.startswith(here):
             frame = frame.f_back
         place = (frame.f_code.co_filename, frame.f_lineno)
-        if place in self._warned_blocking or len(self._warned_blocking) > 1000:
+        if place in self._warned_blocking or len(self._warned_blocking) >= limits.WARNED_LINES:
             return
         self._warned_blocking.add(place)
         form = {

@@ -7,16 +7,23 @@ node for a pin.
 
 from __future__ import annotations
 
+import asyncio
+import concurrent.futures
+import contextlib
+import itertools
 import os
 import socket
 import threading
+from collections import deque
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from framework._base import limits
 from framework._net.address import short_path
+from framework._runtime.waiters import mailbox_of
 from framework._serial import values
 from framework._serial.private import decode_private
+from framework._service.mailbox import Mailbox
 from framework._store.arena import Arena, receive_arena
 from framework._store.client import StoreClient, View
 from framework._wire import messages as m
@@ -32,6 +39,18 @@ class _PerThread(threading.local):
         self.pack = new_packer()
 
 
+_Wanted = tuple[bytes, Mailbox, "asyncio.Future[View]"]
+
+
+def _resolve(future: asyncio.Future[View], view: View | None, error: BaseException | None) -> None:
+    if future.done():
+        return
+    if view is None:
+        future.set_exception(error or LocalNodeDiedError("there is no connection to the node"))
+    else:
+        future.set_result(view)
+
+
 class RuntimeStore:
     """Store access for the runtime. Any thread but the loop's, unless a method says otherwise."""
 
@@ -39,6 +58,9 @@ class RuntimeStore:
         self._runtime = runtime
         self._thread = _PerThread()
         self.client = StoreClient(self)
+        self._wanted: deque[_Wanted] = deque()
+        self._gathering = False
+        self._closed = False
         self.node_handlers = {m.STORE_RECALL: lambda _, frame: self.client.recall(frame[1])}
 
     # ---- what the client needs (NodeLink) --------------------------------------------------------------
@@ -81,10 +103,15 @@ class RuntimeStore:
 
     async def prepare(self, object_id: bytes) -> list[Any]:
         """On the loop: wire form 0 of a stored value, as views that pin it. Raises `ObjectLostError`."""
-        node = self._runtime.node
+        return self.client.parts(await self.view(object_id))
+
+    async def view(self, object_id: bytes) -> View:
+        """On the loop: a view of a stored object, which is read back from disk if it must be. Raises
+        `ObjectLostError`."""
         view = self.client.held(object_id)
-        if view is not None:  # and alive until it has been read: no call to the node, which would block
-            return self.client.read(object_id)
+        if view is not None:
+            return view
+        node = self._runtime.node
         if node is None:
             raise self._runtime.dead or LocalNodeDiedError("there is no connection to the node")
         offset, size = await node.call(m.STORE_PIN, object_id)
@@ -114,6 +141,76 @@ class RuntimeStore:
             held.update(self.client.arrived_many(batch, await node.call(m.STORE_PIN_MANY, batch)))
         return held
 
+    async def pinned(self, object_id: bytes) -> View:
+        """From a coroutine on any loop: a view of a stored object. All that is asked for until the runtime's
+        loop has its next turn is pinned by one message. Raises `ObjectLostError`. Whoever is cancelled
+        meanwhile leaves no pin behind.
+        """
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[View] = loop.create_future()
+        self._wanted.append((object_id, mailbox_of(loop), future))
+        if not self._gathering:
+            self._gathering = True
+            self._runtime.post(self._pin_wanted)
+        if self._closed:
+            self._refuse_wanted()
+        return await future
+
+    def close(self) -> None:
+        """On the loop, when it is about to stop: nobody who waits for a pin will get one."""
+        self._closed = True
+        self._refuse_wanted()
+
+    def _refuse_wanted(self) -> None:
+        with contextlib.suppress(IndexError):
+            while True:
+                _, mailbox, future = self._wanted.popleft()
+                mailbox.post(_resolve, future, None, self._runtime.dead)
+
+    def _pin_wanted(self) -> None:
+        """On the runtime's loop."""
+        self._gathering = False  # first: what is appended from now on posts this again
+        wanted: list[_Wanted] = []
+        with contextlib.suppress(IndexError):
+            while True:
+                wanted.append(self._wanted.popleft())
+        for start in range(0, len(wanted), limits.STORE_PIN_BATCH):
+            batch = wanted[start : start + limits.STORE_PIN_BATCH]
+            self._runtime.background.start(self._pin_batch(batch), "pins")
+
+    async def _pin_batch(self, wanted: list[_Wanted]) -> None:
+        try:
+            await self._pin_all(wanted)
+        except BaseException as error:  # cancelled, too: nobody may be left waiting
+            reason = error if isinstance(error, Exception) else self._runtime.dead
+            for _, mailbox, future in wanted:
+                mailbox.post(_resolve, future, None, reason)
+            if not isinstance(error, Exception):
+                raise
+
+    async def _pin_all(self, wanted: list[_Wanted]) -> None:
+        views: dict[bytes, View] = {}
+        if len(wanted) > 1:
+            views = await self.prepare_many([object_id for object_id, _, _ in wanted])
+        later: deque[_Wanted] = deque()
+        for item in wanted:
+            view = views.get(item[0])
+            if view is None:
+                later.append(item)
+            else:
+                item[1].post(_resolve, item[2], view, None)
+        del views, view
+
+        async def one_by_one() -> None:
+            while later:
+                object_id, mailbox, future = later.popleft()
+                try:
+                    mailbox.post(_resolve, future, await self.view(object_id), None)
+                except Exception as error:
+                    mailbox.post(_resolve, future, None, error)
+
+        await asyncio.gather(*(one_by_one() for _ in range(min(len(later), limits.STORE_RESTORE_AHEAD))))
+
     def in_batches(self, wires: list[Any]) -> Iterator[int]:
         """The positions of `wires`, each once, in an order that suits reading them one by one: what is in
         this node's memory is pinned a batch at a time, by one message, and comes first; what has to be
@@ -141,7 +238,23 @@ class RuntimeStore:
                 else:
                     later.append(position)
             del views
-            yield from later
+            yield from self._restored(wires, later)
+
+    def _restored(self, wires: list[Any], positions: list[int]) -> Iterator[int]:
+        """Each position when its object is in memory, or cannot be: some are read back ahead of their turn.
+        Nothing is cancelled on the way out: an answer that comes then makes a view that ends at once."""
+        coming: deque[concurrent.futures.Future[View]] = deque()
+        ahead = iter(positions)
+        for position in positions:
+            for other in itertools.islice(ahead, limits.STORE_RESTORE_AHEAD - len(coming)):
+                coming.append(
+                    asyncio.run_coroutine_threadsafe(self.view(wires[other][1]), self._runtime.loop)
+                )
+            view = None
+            with self._runtime.blocked(), contextlib.suppress(Exception):  # reading it will tell
+                view = coming.popleft().result()
+            yield position
+            del view
 
     def read(self, wire: list[Any], private: bool = False) -> Any:
         """The value of a stored object, as views of shared memory, or (`private`) as a writable copy."""

@@ -15,19 +15,11 @@ from collections import deque
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
+from framework._base.limits import CULPRIT_CHILDREN as MAX_CHILDREN
+from framework._base.limits import CULPRIT_DEPTH as MAX_DEPTH
+from framework._base.limits import CULPRIT_KEY_TEXT as MAX_KEY_TEXT
+from framework._base.limits import CULPRIT_PROBES as MAX_PROBES
 from framework._serial.pickler import why_not
-
-MAX_DEPTH = 32
-"""Steps of a path: longer ones help nobody."""
-
-MAX_PROBES = 400
-"""Attempts of pickling in one search: enough for 20 levels of a million children each."""
-
-MAX_CHILDREN = 1_000_000
-"""Children looked at in one container."""
-
-MAX_KEY_TEXT = 40
-"""Characters of a key's repr in a path."""
 
 
 class Culprit(NamedTuple):

@@ -19,6 +19,9 @@ from pathlib import Path
 from typing import Any
 
 from framework import exceptions
+from framework._base.limits import MAX_ERROR_CAUSE as MAX_CAUSE
+from framework._base.limits import MAX_ERROR_NAME as MAX_NAME
+from framework._base.limits import MAX_ERROR_TEXT as MAX_TEXT
 from framework._serial.pickler import pickle_in_band
 from framework._serial.refs import NotedRef, noting
 from framework._serial.values import ATOM_TYPES, FORM_ERROR
@@ -28,15 +31,6 @@ KIND_USER = 0
 KIND_FRAMEWORK = 1
 KIND_NAMED = 2
 """``[2, 2, class name, text]``: a framework exception that is made where nothing is pickled (node, head)."""
-
-MAX_TEXT = 64 * 1024
-"""Bytes of a traceback's text: both ends are kept, the middle is cut."""
-
-MAX_CAUSE = 1024 * 1024
-"""Bytes of a pickled cause: errors travel on control connections, where no bulk data goes."""
-
-MAX_NAME = 1024
-"""Characters of a name in an error."""
 
 # The running frames of the framework between user code and the worker's loop say nothing to the user.
 _OWN_FRAMES = str(Path(__file__).resolve().parent.parent) + "/"

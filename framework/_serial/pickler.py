@@ -28,13 +28,9 @@ from typing import Any
 
 import cloudpickle
 
+from framework._base.limits import PICKLE_BUFFER as MIN_BUFFER
+from framework._base.limits import PICKLER_REUSED as MAX_REUSED
 from framework._serial.refs import NotedRef, contexts, noting
-
-MIN_BUFFER = 8 * 1024
-"""Buffers of fewer bytes stay in the pickle: copying them costs less than one more object on the wire."""
-
-MAX_REUSED = 64 * 1024
-"""A pickler that wrote more bytes is not kept: its memo table never shrinks, and is swept at each use."""
 
 PROTOCOL = 5
 

@@ -19,9 +19,10 @@ import pickle
 import re
 from typing import Any
 
-from framework._base.limits import INLINE_LIMIT
+from framework._base.limits import INLINE_LIMIT, MAX_ATOM_STR
+from framework._base.limits import PICKLE_BUFFER as MIN_BUFFER
 from framework._serial.culprit import advice_for, find_culprit
-from framework._serial.pickler import MIN_BUFFER, PROTOCOL, pickle_value
+from framework._serial.pickler import PROTOCOL, pickle_value
 from framework._serial.refs import contexts
 from framework.exceptions import FrameworkError, SerializationError
 
@@ -32,9 +33,6 @@ FORM_STORED = 3
 
 #: kind of an error -> the place of its references, if it has any: see errors.py
 _REFS_IN_ERROR = {0: 10, 1: 5}
-
-MAX_ATOM_STR = 64 * 1024
-"""Longer strings are pickled: the control connections bound the strings they unpack."""
 
 MIN_INT, MAX_INT = -(2**63), 2**64 - 1
 """What msgpack can hold."""

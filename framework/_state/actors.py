@@ -16,6 +16,7 @@ from __future__ import annotations
 from collections.abc import Hashable
 from typing import Any
 
+from framework._base.limits import MAX_DEAD_KEPT
 from framework.exceptions import ActorAlreadyExistsError
 
 PENDING = "PENDING_CREATION"
@@ -24,9 +25,6 @@ RESTARTING = "RESTARTING"
 DEAD = "DEAD"
 
 Command = tuple[Any, ...]
-
-MAX_DEAD_KEPT = 10_000
-"""Records of dead actors that are kept, for whoever still asks why; the oldest go first."""
 
 
 class ActorRecord:

@@ -16,6 +16,8 @@ from __future__ import annotations
 import re
 from typing import NamedTuple
 
+from framework._base.limits import DEDUP_LINE, DEDUP_PATTERNS, DEDUP_WINDOW
+
 _HAS_DIGIT = re.compile(r"\d")
 
 
@@ -71,11 +73,11 @@ class Deduplicator:
 
     def __init__(
         self,
-        window: float = 5.0,
+        window: float = DEDUP_WINDOW,
         allow: re.Pattern[str] | None = None,
         skip: re.Pattern[str] | None = None,
-        max_entries: int = 4096,
-        max_line: int = 1024,
+        max_entries: int = DEDUP_PATTERNS,
+        max_line: int = DEDUP_LINE,
     ) -> None:
         if not window > 0:
             raise ValueError(f"window must be a positive number of seconds, got {window!r}")

@@ -14,9 +14,9 @@ Rules for a line:
 
 from __future__ import annotations
 
+from framework._base.limits import LINE_BYTES, NAME_CHARS
+
 MARKER = b"\x01framework:name:"
-LINE_BYTES = 64 * 1024
-NAME_CHARS = 256
 
 
 def marker_line(name: str) -> bytes:

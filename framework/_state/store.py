@@ -23,12 +23,11 @@ from collections import OrderedDict, deque
 from collections.abc import Hashable
 from typing import Any
 
+from framework._base.limits import MAX_FREED_EARLY
 from framework._state.allocator import Allocator, aligned
 
 Command = tuple[Any, ...]
 
-MAX_FREED_EARLY = 10_000
-"""Objects that were freed before their writer had reported them: so many are remembered."""
 
 IN_MEMORY = "in memory"
 SPILLING = "spilling"

@@ -193,7 +193,7 @@ class StoreClient:
         view = self._kept.get(object_id)
         if view is None:
             view = self._pinned(object_id)
-        return layout.parts(views_of(view))
+        return self.parts(view)
 
     def _pinned(self, object_id: bytes) -> View:
         known = self._views.get(object_id)
@@ -210,11 +210,17 @@ class StoreClient:
         """Whether `read` would find a view here, without asking the node."""
         return object_id in self._kept
 
-    def arrived(self, object_id: bytes, offset: int, size: int) -> list[Any]:
-        """A pin that was asked for asynchronously has been given: as `read` (loop)."""
+    def arrived(self, object_id: bytes, offset: int, size: int) -> View:
+        """A pin that was asked for asynchronously has been given (loop): the view. `read` finds it for as
+        long as the caller holds it."""
         view = self._opened().base(offset, size)
         self._views[object_id] = self._watch(object_id, offset, view)
         self._keep(object_id, view)
+        return view
+
+    @staticmethod
+    def parts(view: View) -> list[Any]:
+        """Wire form 0 of a stored value, as views that pin it."""
         return layout.parts(views_of(view))
 
     def held(self, object_id: bytes) -> View | None:

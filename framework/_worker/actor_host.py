@@ -45,8 +45,6 @@ from framework.exceptions import ActorDiedError, ObjectLostError, OwnerDiedError
 if TYPE_CHECKING:
     from framework._worker.executor import Executor
 
-DEFAULT_ASYNC_CONCURRENCY = 1000  # as Ray documents
-
 
 class ActorHost:
     """The actor that lives in this worker."""
@@ -150,7 +148,7 @@ class ActorHost:
         concurrency: int | None = self._spec.get("max_concurrency")
         if is_async_class(cls):
             self.mode = "async"
-            self._limits[None] = asyncio.Semaphore(concurrency or DEFAULT_ASYNC_CONCURRENCY)
+            self._limits[None] = asyncio.Semaphore(concurrency or limits.ASYNC_CONCURRENCY)
             for name, limit in groups.items():
                 self._limits[name] = asyncio.Semaphore(limit)
             self._pools[None] = ThreadPoolExecutor(min(concurrency or 1, 32), thread_name_prefix="actor")

@@ -46,11 +46,6 @@ from framework.exceptions import (
     TaskTimeoutError,
 )
 
-FLUSH_AFTER_NS = 500_000
-INTERRUPT_AGAIN = 0.01  #: seconds between attempts to interrupt a task that is in our own code for the moment
-EARLY_CANCELS = (
-    1_000  #: cancels remembered of tasks that have just been taken from the queue, or are just done
-)
 _MARK = struct.Struct("<Q")
 _BLOCKED = new_packer()([m.BLOCKED])
 _UNBLOCKED = new_packer()([m.UNBLOCKED])
@@ -262,7 +257,7 @@ class Executor:
         if unique not in self.contexts:
             # It has just been taken from the queue, or its reply is under way. Note it first, then look
             # again.
-            while len(self._early) >= EARLY_CANCELS:
+            while len(self._early) >= limits.EARLY_CANCELS:
                 del self._early[next(iter(self._early))]
             self._early[unique] = (force, reason)
         context = self.contexts.get(unique)
@@ -274,6 +269,9 @@ class Executor:
             if unique in self.contexts:  # this one, and none after it
                 os._exit(1)
         self.reasons[unique] = reason
+        if unique not in self.contexts:  # it has ended meanwhile, and nobody will take this away
+            self.reasons.pop(unique, None)
+            return
         if recursive and context.children:
             self.runtime.cancel_children(context.children)
         producer = self.producers.get(unique)
@@ -302,7 +300,7 @@ class Executor:
             return
         if self.running == unique:
             signal.pthread_kill(self._main, signal.SIGURG)
-        self.runtime.loop.call_later(INTERRUPT_AGAIN, self._interrupt, unique)
+        self.runtime.loop.call_later(limits.INTERRUPT_AGAIN, self._interrupt, unique)
 
     def _reply_cancelled(self, connection: Connection, unique: int, reason: str) -> None:
         error = self.cancel_error(unique, reason)
@@ -399,7 +397,7 @@ class Executor:
         if at_once:
             self._write_out(connection)
             self._last_flush = time.monotonic_ns()
-        elif not self.queue or time.monotonic_ns() - self._last_flush > FLUSH_AFTER_NS:
+        elif not self.queue or time.monotonic_ns() - self._last_flush > limits.FLUSH_AFTER_NS:
             connection.flush()
             self._last_flush = time.monotonic_ns()
         else:

@@ -18,7 +18,8 @@ import sys
 import threading
 from typing import TYPE_CHECKING
 
-from framework._state.loglines import LINE_BYTES, marker_line
+from framework._base.limits import LINE_BYTES
+from framework._state.loglines import marker_line
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer

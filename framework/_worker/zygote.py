@@ -19,6 +19,8 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
+from framework._base.limits import EARLY_FORKS, EARLY_WAIT, MAX_ZYGOTE_BUFFER
+
 PR_SET_PDEATHSIG = 1
 
 
@@ -28,10 +30,6 @@ def die_with_parent(parent: int) -> None:
         ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:
         os._exit(0)
-
-
-EARLY_FORKS = 2
-EARLY_WAIT = 0.5
 
 
 def run_zygote(
@@ -55,7 +53,7 @@ def run_zygote(
     os.set_blocking(write_fd, False)
     signal.signal(signal.SIGCHLD, lambda *_: None)
     signal.set_wakeup_fd(write_fd, warn_on_full_buffer=False)
-    unpacker = msgpack.Unpacker(max_buffer_size=1 << 20)
+    unpacker = msgpack.Unpacker(max_buffer_size=MAX_ZYGOTE_BUFFER)
     sock.setblocking(True)
     preload()
     gc.collect()

@@ -10,17 +10,19 @@ if TYPE_CHECKING:
     from framework.util.actor_pool import ActorPool as ActorPool
     from framework.util.completion import as_completed as as_completed
     from framework.util.completion import map_unordered as map_unordered
+    from framework.util.named_actors import list_named_actors as list_named_actors
     from framework.util.network import get_node_ip_address as get_node_ip_address
 
 _WHERE = {
     "ActorPool": "framework.util.actor_pool",
     "as_completed": "framework.util.completion",
     "get_node_ip_address": "framework.util.network",
+    "list_named_actors": "framework.util.named_actors",
     "map_unordered": "framework.util.completion",
 }
-_MODULES = ("actor_pool", "queue", "scheduling_strategies", "state")
+_MODULES = ("actor_pool", "queue", "scheduling_strategies", "state", "supervision")
 
-__all__ = ["ActorPool", "as_completed", "get_node_ip_address", "map_unordered", "queue"]
+__all__ = ["ActorPool", "as_completed", "get_node_ip_address", "list_named_actors", "map_unordered", "queue"]
 
 
 def __getattr__(name: str) -> Any:

@@ -115,3 +115,17 @@ def test_detached_stays(session: object) -> None:
     assert get(fw.get_actor("mine").inc.remote()) == 3
     fw.kill(fw.get_actor("stays"))
     fw.kill(fw.get_actor("mine"))
+
+
+def test_the_directory_of_names(session: object) -> None:
+    from framework.util import list_named_actors
+
+    before = list_named_actors()
+    kept = [Counter.options(name=name).remote() for name in ("listed-b", "listed-a")]
+    other = Counter.options(name="listed-c", namespace="elsewhere").remote()
+    get([actor.inc.remote() for actor in [*kept, other]])
+    assert set(list_named_actors()) - set(before) == {"listed-a", "listed-b"}
+    everywhere = list_named_actors(all_namespaces=True)
+    assert {"name": "listed-c", "namespace": "elsewhere"} in everywhere
+    fw.kill(other)
+    assert {"name": "listed-c", "namespace": "elsewhere"} not in list_named_actors(all_namespaces=True)

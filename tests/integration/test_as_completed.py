@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import itertools
 import weakref
 from collections.abc import AsyncIterator, Iterable, Iterator
@@ -205,10 +206,12 @@ def test_cancelling_while_a_large_value_is_read_loses_nothing(session: object) -
         refs = [large.remote(n) for n in range(40)]
         await asyncio.wait(refs)  # type: ignore[type-var]
         results, found = fw.util.as_completed(refs), []
-        for turn in range(1000):
+        for turn in itertools.count():
             step = asyncio.ensure_future(anext(results))
             for _ in range(turn % 8):
                 await asyncio.sleep(0)
+            if turn % 3 == 0:
+                await asyncio.wait([step], timeout=0.002 * (turn % 20))
             step.cancel()
             await asyncio.wait([step])
             if not step.cancelled():
@@ -288,6 +291,25 @@ def test_references_that_were_given_out_are_not_kept(session: object, way: Way) 
     first = weakref.ref(way.step(results))
     way.step(results)
     wait_until(lambda: first() is None)
+
+
+@pytest.mark.parametrize("timeout", [LIMIT, 0.001])
+async def test_asyncio_wait_does_not_keep_references(gates: Any, timeout: float) -> None:
+    gc.collect()
+    gc.disable()
+    try:
+        ref = gates.wait.remote("any")
+        if timeout == LIMIT:
+            await gates.open.remote("any")
+        await asyncio.wait([ref], timeout=timeout)
+        watched = weakref.ref(ref)
+        del ref
+        await gates.open.remote("any")
+        async with asyncio.timeout(LIMIT):
+            while watched() is not None:
+                await asyncio.sleep(0.005)
+    finally:
+        gc.enable()
 
 
 def test_no_bound(gates: Any, way: Way) -> None:

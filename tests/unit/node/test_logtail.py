@@ -226,7 +226,7 @@ def test_forget_reads_the_rest_and_removes_empty_files(monitor: LogMonitor, tmp_
 
 
 def test_forget_is_bounded(monitor: LogMonitor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(logtail, "FINAL_BYTES", 2)
+    monkeypatch.setattr(logtail, "LOG_FINAL_BYTES", 2)
     out, _ = watch(monitor, tmp_path, W1, 1)
     append(out, b"a\nb\n")
     assert monitor.forget(W1) == [
