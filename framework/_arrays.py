@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 from framework._runtime.current import current
 
 if TYPE_CHECKING:
-    import numpy as np
     from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 

@@ -62,7 +62,8 @@ class ActorClass(Generic[T]):
     def _of_class(self, name: str) -> Any:
         """What the plain class has: its constants, static and class methods, which run here."""
         if name.startswith("_"):
-            raise AttributeError(f"the actor class {self._name} has no attribute {name!r}")
+            shown = self.__dict__.get("_name", "?")  # (a half-made one is asked too)
+            raise AttributeError(f"the actor class {shown} has no attribute {name!r}")
         member = inspect.getattr_static(self._class, name, None)
         if inspect.isfunction(member):
             raise AttributeError(

@@ -87,13 +87,13 @@ STORE_SHARE: Final = 0.3  #: of the machine's memory, where `object_store_memory
 STORE_MINIMUM: Final = 16 * 1024 * 1024
 STORE_REGION: Final = 32 * 1024 * 1024  #: what a client leases at a time for small objects
 STORE_REGION_OBJECT: Final = 2 * 1024 * 1024  #: larger ones ask for a block of their own
-STORE_POPULATE: Final = (
-    1024 * 1024
-)  #: blocks in memory that was never used get it all at once from this size on
+STORE_CHUNK: Final = 1024 * 1024  #: memory is mapped for writing in pieces of this size
+STORE_SMALLEST: Final = 1024 * 1024  #: below that, nothing that belongs into a store would fit
 STORE_KEPT_VIEWS: Final = 1_000  #: views that a process keeps after their last use
 STORE_PIN_BATCH: Final = 1_000  #: pins that are asked for in one message
 STORE_RESTORE_AHEAD: Final = 4  #: spilled objects that one reader of many has read back at a time
 STORE_WARM_RESERVE: Final = 256 * 1024 * 1024  #: free memory that a store in use has ready
+STORE_WARM_FREE_PART: Final = 16  #: and no more than this part of the memory that nobody uses
 STORE_WARM_STEP: Final = 8 * 1024 * 1024  #: provided at a time, in a thread of the node
 LINEAGE_BYTES: Final = 256 * 1024 * 1024  #: what an owner keeps to make lost objects again
 MAX_RECOVERIES: Final = 10  #: how often one read has a lost object made again before it gives up
@@ -119,7 +119,8 @@ WARNED_LINES: Final = 1_000  #: lines of user code that are warned about blockin
 # --- serialization ---------------------------------------------------------------------------------
 PICKLE_BUFFER: Final = 8 * 1024  #: shorter buffers stay in the pickle: a copy costs less than one more object
 PICKLER_REUSED: Final = (
-    64 * 1024  #: a pickler that wrote more is not kept: its memo table never shrinks, and is swept at each use
+    64
+    * 1024  #: a pickler that wrote more is not kept: its memo table never shrinks, and is swept at each use
 )
 MAX_ATOM_STR: Final = (
     64 * 1024  #: longer strings are pickled: the control connections bound the strings they unpack
@@ -134,6 +135,10 @@ CULPRIT_CHILDREN: Final = 1_000_000  #: looked at in one container
 CULPRIT_KEY_TEXT: Final = 40  #: characters of a key's repr in a path
 
 # --- processes -------------------------------------------------------------------------------------
+MAX_ZYGOTES: Final = (
+    8  #: beside the first; beyond, those without workers end (see `runtime_env`, load-time variables)
+)
+ZYGOTE_IDLE: Final = 30.0  #: a zygote beside the first that has had no workers for so long ends
 EARLY_FORKS: Final = 2  #: workers that do not wait for their zygote to load numpy
 EARLY_WAIT: Final = 0.5  #: after which an idle zygote loads it anyway
 MAX_ZYGOTE_BUFFER: Final = 1024 * 1024  #: of messages between a node and a zygote

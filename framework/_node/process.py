@@ -18,7 +18,8 @@ from framework._base.resources import UNIT
 from framework._net.connection import Connection, Handler
 from framework._net.listener import Listener
 from framework._node.ends import adopt_orphans, end_children
-from framework._node.service import NodeService, default_resources
+from framework._node.hardware import default_resources
+from framework._node.service import NodeService
 from framework._node.session import open_private, sweep_session, sweep_stale_sessions, write_node_pid
 from framework._node.store_service import StoreService
 from framework._wire import messages as m
@@ -122,7 +123,7 @@ class NodeProcess:
             self._loop, to_head, self.node.head_handlers, on_close=lambda _: None, name="head"
         )
         self._connections += [head_side, node_side]
-        self.node.start(self.node.make_zygote(zygote_sock, zygote_pid), node_side)
+        self.node.start(zygote_sock, zygote_pid, node_side)
         self._loop.call_later(1.0, self._sweep_stale)
         if self._stays:
             with contextlib.suppress(OSError):  # whoever started us is gone already

@@ -7,16 +7,18 @@ import contextlib
 import logging
 import os
 import signal
+import socket
 from collections.abc import Callable
 from typing import Any
 
 from framework._base import limits
-from framework._base import resources as res
 from framework._base.ids import SEVERAL_TASKS
 from framework._net.connection import Connection, Frame, Handler
+from framework._node.hardware import gpu_names
 from framework._node.logtail import LogMonitor
 from framework._node.memory_monitor import MemoryMonitor
-from framework._node.zygote_client import Zygote, describe_exit, load_time_part, spawn_zygote
+from framework._node.zygote_client import Zygote, describe_exit, load_time_part
+from framework._node.zygotes import Zygotes
 from framework._state.memory import Candidate
 from framework._state.node import ACTOR, IDLE, Allocation, EnvKey, NodeState, Worker, env_key
 from framework._wire import messages as m
@@ -87,7 +89,7 @@ class NodeService:
         self._saying_goodbye: tuple[set[bytes], Callable[[], None]] | None = None
         self._processes: dict[bytes, _Process] = {}
         self._by_pid: dict[int, _Process] = {}
-        self._zygotes: dict[EnvKey, Zygote] = {}
+        self._zygotes = Zygotes(loop, on_forked=self._forked, on_exit=self._exited, on_lost=self._zygote_lost)
         self._actor_specs: dict[bytes, tuple[dict[str, Any], int]] = {}
         self._logs = LogMonitor()
         self._memory = MemoryMonitor(loop, memory_threshold, self._memory_users, self._end_for_memory)
@@ -95,6 +97,7 @@ class NodeService:
         self._reap_timer: asyncio.TimerHandle | None = None
         self._load_timer: asyncio.TimerHandle | None = None
         self._stopping = False
+        self._jobs_over: set[bytes] = set()  #: jobs whose driver is gone, and that still have workers
         self.handlers: dict[int, Handler] = {
             m.LEASE_KEY: self._lease_key,
             m.LEASE_DEMAND: self._lease_demand,
@@ -116,10 +119,10 @@ class NodeService:
 
     # ---- start and stop ------------------------------------------------------------------------------
 
-    def start(self, zygote: Zygote, head: Connection) -> None:
+    def start(self, zygote_sock: socket.socket, zygote_pid: int, head: Connection) -> None:
         """Join the head and start the first workers."""
         self._head = head
-        self._zygotes[()] = zygote
+        self._zygotes.adopt(zygote_sock, zygote_pid)
         head.cast(
             m.NODE_JOIN,
             {
@@ -149,12 +152,6 @@ class NodeService:
         ]
         connection.reply(frame[1], rows)
 
-    def make_zygote(self, sock: Any, pid: int) -> Zygote:
-        """Take over the socket to a zygote process."""
-        return Zygote(
-            self._loop, sock, pid, on_forked=self._forked, on_exit=self._exited, on_lost=self._zygote_lost
-        )
-
     def say_goodbye(self, reason: str, done: Callable[[], None]) -> None:
         """Before `stop`: let actors that have a shutdown hook run it; `done` is called when they have ended,
         which may be at once."""
@@ -182,9 +179,7 @@ class NodeService:
             if process.pid:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(process.pid, signal.SIGKILL)
-        for zygote in self._zygotes.values():
-            zygote.close()
-            zygote.reap()
+        self._zygotes.stop()
 
     def deliver_rest(self) -> None:
         """After `stop`, when the workers are gone: the output that nobody has seen yet."""
@@ -253,8 +248,10 @@ class NodeService:
         """Its driver is gone: workers are not handed on to other jobs, so those that are idle end now."""
         idle, commands = self.state.job_ended(job, self._prestart)
         for worker in idle:
-            worker.peer.cast(m.EXIT, False, "the driver of its job has ended")
+            worker.peer.cast(m.JOB_OVER)
+        self._jobs_over.add(job)
         self._run(commands)
+        self._watch_idle()
 
     def _make_sure(self, process: _Process) -> None:
         if process.worker_id in self._processes:
@@ -320,16 +317,11 @@ class NodeService:
     # ---- processes -----------------------------------------------------------------------------------
 
     def _start_worker(self, env: EnvKey) -> None:
-        zygote_env = load_time_part(env)
-        zygote = self._zygotes.get(zygote_env)
-        if zygote is None:
-            try:
-                zygote = self.make_zygote(*spawn_zygote(zygote_env))
-            except OSError as error:
-                self._run(self.state.start_failed(env, f"no worker process could be started: {error}"))
-                return
-            zygote.env = zygote_env
-            self._zygotes[zygote_env] = zygote
+        try:
+            zygote = self._zygotes.use(env)
+        except OSError as error:
+            self._run(self.state.start_failed(env, f"no worker process could be started: {error}"))
+            return
         worker_id = self._random_bytes(28)
         process = _Process(worker_id, env)
         self._processes[worker_id] = process
@@ -353,6 +345,7 @@ class NodeService:
             return
         if error:
             del self._processes[worker_id]
+            self._zygotes.released(process.env)
             self._run(self.state.start_failed(process.env, f"no worker process could be started: {error}"))
             return
         process.pid = pid
@@ -368,6 +361,7 @@ class NodeService:
             return
         worker_id = process.worker_id
         self._processes.pop(worker_id, None)
+        self._zygotes.released(process.env)
         if self._saying_goodbye is not None:
             waiting, done = self._saying_goodbye
             waiting.discard(worker_id)
@@ -420,8 +414,6 @@ class NodeService:
         """A zygote died. Its workers die with it (parent-death signal), and nobody reports them: do it
         here.
         """
-        zygote.reap()
-        self._zygotes.pop(zygote.env, None)
         if self._stopping:
             return
         log.error("the zygote process %d died; its workers die with it", zygote.pid)
@@ -436,7 +428,7 @@ class NodeService:
                     self._forked(process.worker_id, 0, "the zygote died")
         if not zygote.env:
             try:
-                self._zygotes[()] = self.make_zygote(*spawn_zygote(()))
+                self._zygotes.ensure_first()
             except OSError as error:
                 self._stop(f"no zygote can be started: {error}")
 
@@ -505,7 +497,13 @@ class NodeService:
         for worker in surplus:
             worker.idle_since = self._loop.time()  # asked once per period
             worker.peer.cast(m.EXIT, False, "it is idle and not needed")
-        if sum(1 for w in self.state.workers.values() if w.state == IDLE) > self._prestart:
+        # What is left of a job without a driver: detached actors, and workers that own what those use.
+        self._jobs_over &= {worker.job for worker in self.state.workers.values() if worker.job is not None}
+        idle = [worker for worker in self.state.workers.values() if worker.state == IDLE]
+        for worker in idle:
+            if worker.job in self._jobs_over:
+                worker.peer.cast(m.JOB_OVER)
+        if len(idle) > self._prestart or self._jobs_over:
             self._watch_idle()
 
     def _exit_denied(self, connection: Connection, frame: Frame) -> None:
@@ -609,40 +607,3 @@ class NodeService:
                     connection.cast(
                         m.LOG_LINES, batch.pid, batch.is_err, [list(line) for line in batch.lines]
                     )
-
-
-def default_resources(
-    num_cpus: float | None, num_gpus: float | None, memory: float | None, custom: dict[str, float] | None
-) -> dict[str, int]:
-    """What a node offers when it is not told: the CPUs that this process may use, 70 % of memory, the GPUs
-    that CUDA_VISIBLE_DEVICES or the driver's device files show."""
-    if num_cpus is None:
-        num_cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    if num_gpus is None:
-        num_gpus = visible_gpus()
-    if memory is None:
-        try:
-            memory = int(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") * 0.7)
-        except (ValueError, OSError):
-            memory = 0
-    return res.parse(num_cpus, num_gpus, memory, custom or {}, default_cpus=num_cpus)
-
-
-def gpu_names(count: int) -> list[int | str]:
-    """What CUDA_VISIBLE_DEVICES calls the GPUs of this node: numbers from 0, unless the variable itself
-    restricts this process to some (numbers, or ids such as ``GPU-8932f937``)."""
-    parts = [part.strip() for part in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")]
-    names: list[int | str] = [
-        int(part) if part.isdigit() else part for part in parts if part and part != "-1"
-    ]
-    return names[:count] if len(names) >= count else list(range(count))
-
-
-def visible_gpus() -> int:
-    """GPUs that this process may use, without loading any GPU library."""
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if visible is not None:
-        return len([part for part in visible.split(",") if part.strip() and part.strip() != "-1"])
-    with contextlib.suppress(OSError):
-        return sum(1 for name in os.listdir("/proc/driver/nvidia/gpus"))
-    return 0

@@ -19,6 +19,7 @@ from framework._net.address import short_path
 from framework._net.connection import Connection, Frame, Handler
 from framework._net.listener import peer_uid
 from framework._node.spill import open_disk
+from framework._node.warming import Warmer
 from framework._state.store import StoreState
 from framework._store.arena import Arena, create_arena, send_arena
 from framework._wire import messages as m
@@ -48,8 +49,8 @@ class StoreService:
         self._threads: ThreadPoolExecutor | None = None
         self._spill_count = 0
         self._closed = False
-        self._warm = 0  #: memory below this offset has been used before
         self.state = StoreState(capacity)
+        self._warmer = Warmer(loop, self.state.allocator.capacity, self._mapped)
         self.handlers: dict[int, Handler] = {
             m.STORE_CREATE: self._create,
             m.STORE_LEASE: self._lease,
@@ -102,6 +103,7 @@ class StoreService:
         self._loop.remove_reader(self._listener.fileno())
         self._listener.close()
         os.close(self._fd)
+        self._warmer.close()
         if self._threads is not None:
             self._threads.shutdown(wait=False, cancel_futures=True)
         if self._spill_count:
@@ -150,6 +152,7 @@ class StoreService:
         (command,) = self.state.lease((connection, rid), connection, size)
         if command[0] == "placed":
             connection.reply(rid, [command[2], self.state.allocator.size_of(command[2])])
+            self._warmer.used(self.state.allocator.high)
         else:
             connection.reply(rid, None)
 
@@ -195,11 +198,9 @@ class StoreService:
             word = command[0]
             if word == "placed":
                 connection, rid = command[1]
-                offset = command[2]
-                warm = offset + self.state.allocator.size_of(offset) <= self._warm
-                self._warm = max(self._warm, self.state.allocator.high)
                 if not connection.closed:
-                    connection.reply(rid, [offset, warm])
+                    connection.reply(rid, command[2])
+                self._warmer.used(self.state.allocator.high)
             elif word == "view":
                 connection, rid = command[1]
                 if not connection.closed:

@@ -244,6 +244,11 @@ class ActorClient:
         for subscriber in self.subscribers:
             subscriber(state, detail)
 
+    @property
+    def ended(self) -> bool:
+        """Whether the actor is dead for good."""
+        return self.state == DEAD
+
     def death(self) -> BaseException:
         return self.error or ActorDiedError(
             "it has ended", actor_id=self.actor_id.hex(), class_name=self.class_name
@@ -561,6 +566,11 @@ class Actors:
                 False,
                 "its last handle has gone out of scope",
             )
+
+    def owns_living(self) -> bool:
+        """Whether actors that this process has created would end with it: those that live and are not
+        detached."""
+        return any(c.state != DEAD and not c.detached for c in self._creations.values())
 
     def head_lost(self, error: BaseException) -> None:
         """No head, no actors."""

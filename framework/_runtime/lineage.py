@@ -5,6 +5,10 @@ of its stored arguments. Not the values of these arguments: an argument that nob
 freed as usual, and made again, by its own lineage, when it is needed. Frames are kept up to
 `limits.LINEAGE_BYTES`; beyond that the oldest are forgotten. Objects made by `put` have no task that could
 make them again.
+
+A generator is run again from its beginning up to the last of its items that is alive, also while it is still
+producing; items that nobody holds are skipped there. The method of an actor is called again if
+`max_task_retries` allows and the actor lives.
 """
 
 from __future__ import annotations
@@ -14,6 +18,7 @@ from collections import deque
 from typing import TYPE_CHECKING, Any
 
 from framework._base import limits
+from framework._base.ids import UNIQUE_MASK
 from framework._net.connection import Connection, Frame
 from framework._runtime.waiters import register
 from framework._serial import values
@@ -32,28 +37,41 @@ if TYPE_CHECKING:
     from framework._runtime.runtime import Runtime
 
 
+ENTRY_SIZE = 100  #: bytes that a record is taken to use for each object that it names
+
+
 class LineageRecord:
     """What it takes to run one finished task again. It lives as long as an entry of its results, or the
     record of a task that took one of them as an argument."""
 
-    __slots__ = ("__weakref__", "deps", "entries", "frame", "retries", "size", "template", "unique")
+    __slots__ = (
+        "__weakref__",
+        "actor",
+        "deps",
+        "entries",
+        "frame",
+        "items",
+        "latest",
+        "retries",
+        "size",
+        "template",
+        "unique",
+    )
 
-    def __init__(
-        self,
-        unique: int,
-        template: Template,
-        frame: bytes,
-        entries: list[Entry],
-        deps: list[Entry],
-        retries: int,
-    ) -> None:
-        self.unique = unique
-        self.template = template
-        self.frame: bytes | None = frame  #: None when it was forgotten for want of room
+    def __init__(self, task: TaskRecord, retries: int, entries: list[Entry]) -> None:
+        #: of the first run: the ids of what it made are derived from it
+        self.unique: int = task.stands_for or task.unique
+        self.latest = self.unique  #: of the last run
+        self.template: Template = task.template
+        self.actor = task.actor  #: the client of the actor that has to do it
+        # Without attempts left, all there is to keep is the reason why it cannot be made again.
+        self.frame: bytes | None = task.frame if retries else b""  #: None: forgotten for want of room
+        self.deps: list[Entry] = (task.stored_deps or []) if retries else []
         self.entries = [weakref.ref(entry) for entry in entries]
-        self.deps = deps
+        self.items: dict[int, weakref.ref[Entry]] | None = None  #: of a generator: those in the store
         self.retries = retries
-        self.size = len(frame) + 200 + 100 * (len(entries) + len(deps))
+        #: [bytes that it is taken to use]
+        self.size = [len(self.frame or b"") + 200 + ENTRY_SIZE * (len(entries) + len(self.deps))]
 
 
 class Lineage:
@@ -61,8 +79,8 @@ class Lineage:
 
     def __init__(self, runtime: Runtime) -> None:
         self._runtime = runtime
-        self._kept: deque[tuple[weakref.ref[LineageRecord], list[int]]] = deque()  #: with [its size]
-        self._ended: deque[list[int]] = deque()
+        self._kept: deque[weakref.ref[LineageRecord]] = deque()  #: the oldest first
+        self._ended: deque[list[int]] = deque()  #: sizes of records that are gone
         self._lost: deque[Entry] = deque()  #: to be made again; a queue, for chains may be thousands long
         self._recovering = False
         self.bytes = 0
@@ -70,8 +88,6 @@ class Lineage:
 
     def remember(self, task: TaskRecord, results: list[Any]) -> None:
         """A task is done. If a result lies in the store, keep what it takes to make it again."""
-        if task.template.options.max_retries == 0 or task.actor is not None or task.frame is None:
-            return
         stored = [
             entry
             for entry, wire in zip(task.entries, results, strict=False)
@@ -79,26 +95,44 @@ class Lineage:
         ]
         if not stored:
             return
-        # Without attempts left, all there is to keep is the reason why it cannot be made again.
-        frame, deps = (task.frame, task.stored_deps or []) if task.retries else (b"", [])
-        record = LineageRecord(task.unique, task.template, frame, task.entries, deps, task.retries)
+        record = self._record(task, task.entries)
         for entry in stored:
             entry.lineage = record
-        size, ended = [record.size], self._ended
-        self._kept.append((weakref.ref(record, lambda _: ended.append(size)), size))
-        self.bytes += record.size
+
+    def remember_item(self, task: TaskRecord, index: int, entry: Entry) -> None:
+        """A generator task has made an item that lies in the store."""
+        record = task.lineage
+        if record is None:
+            record = task.lineage = self._record(task, [])
+            if type(record) is LineageRecord:
+                record.items = {}
+        entry.lineage = record
+        if type(record) is LineageRecord and record.items is not None:
+            record.items[index] = weakref.ref(entry)
+            if record.frame:
+                record.size[0] += ENTRY_SIZE
+                self.bytes += ENTRY_SIZE
+
+    def _record(self, task: TaskRecord, entries: list[Entry]) -> LineageRecord | Template:
+        """What its results remember: how to make them again, or else what made them."""
+        if task.template.options.max_retries == 0 or task.frame is None:
+            return task.template
+        record = LineageRecord(task, task.retries, entries)
+        size, ended = record.size, self._ended
+        self._kept.append(weakref.ref(record, lambda _: ended.append(size)))
+        self.bytes += size[0]
         while ended:
             self.bytes -= ended.popleft()[0]
         self._bound()
+        return record
 
     def _bound(self) -> None:
-        while self._kept and (self.bytes > limits.LINEAGE_BYTES or self._kept[0][0]() is None):
-            ref, size = self._kept.popleft()
-            record = ref()
+        while self._kept and (self.bytes > limits.LINEAGE_BYTES or self._kept[0]() is None):
+            record = self._kept.popleft()()
             if record is not None:
                 record.frame, record.deps = None, []
-                self.bytes -= size[0]
-                size[0] = 0  # its end is counted now
+                self.bytes -= record.size[0]
+                record.size[0] = 0  # its end is counted now
 
     # ---- recovery ------------------------------------------------------------------------------------
 
@@ -121,10 +155,10 @@ class Lineage:
             self._recovering = False
 
     def _recover(self, entry: Entry) -> None:
-        record = entry.lineage
+        record: LineageRecord | Template | None = entry.lineage
         object_id = entry.id.hex()
-        if record is None:
-            self._fail(entry, ObjectLostError(object_id, self._why_not(entry)))
+        if not isinstance(record, LineageRecord):
+            self._fail(entry, ObjectLostError(object_id, _why_not(entry, record)))
         elif record.frame is None:
             self._fail(
                 entry,
@@ -132,43 +166,50 @@ class Lineage:
                     object_id, "The record of the task that made it was dropped to bound memory"
                 ),
             )
+        elif self._runtime.submitter.tasks.get(record.latest) is not None and record.latest != record.unique:
+            return  # it, or a sibling, is being made again by the same task
         elif record.retries == 0:
-            most = record.template.options.max_retries
+            most = f"{_option(record)}={record.template.options.max_retries}"
             self._fail(
                 entry,
                 ObjectReconstructionFailedMaxAttemptsExceededError(
-                    object_id,
-                    f"{record.template.name}() was run again as often as it may be (max_retries={most})",
+                    object_id, f"{record.template.name}() was run again as often as it may be ({most})"
                 ),
+            )
+        elif record.actor is not None and record.actor.ended:
+            reason = f"The actor whose method {record.template.name}() made it is dead"
+            self._fail(
+                entry, ObjectReconstructionFailedError(object_id, f"{reason}: {record.actor.death()}")
             )
         else:
             self._run_again(entry, record)
-
-    @staticmethod
-    def _why_not(entry: Entry) -> str:
-        if entry.made_by_put:
-            return "An object made by put() has no task that could make it again"
-        return "What made it is not run again (max_retries=0, a method of an actor, or a generator)"
 
     def _fail(self, entry: Entry, error: ObjectLostError) -> None:
         self._runtime.objects.fail(entry, error)
 
     def _run_again(self, entry: Entry, record: LineageRecord) -> None:
-        assert record.frame is not None
-        running = self._runtime.submitter.tasks.get(record.unique)
-        if running is not None:
-            return  # a sibling is being made again by the same task
+        """Under a number of its own: the task may still be running (a generator), and an actor takes numbers
+        for the order of its calls. What it makes has the ids that it had."""
         if record.retries > 0:
             record.retries -= 1
-        task = TaskRecord(record.unique, record.template, [], None)
+        unique = record.latest = next(self._runtime.uniques) & UNIQUE_MASK
+        task = TaskRecord(unique, record.template, [], None)
+        task.stands_for = record.unique
         task.frame = record.frame
         task.retries = record.retries
         task.stored_deps = record.deps
-        task.entries = [found if (found := ref()) is not None else _nobody(entry) for ref in record.entries]
+        task.actor = record.actor
+        if record.items is None:
+            task.entries = [
+                found if (found := ref()) is not None else _nobody(entry) for ref in record.entries
+            ]
+        else:
+            task.again = record
+            task.entries = [entry]
         task.refs = []
         for other in task.entries:
             other.task = task
-        self._runtime.submitter.tasks[record.unique] = task
+        self._runtime.submitter.tasks[unique] = task
         missing = set()
         for dep in record.deps:
             task.refs.append(self._runtime.hold(dep))
@@ -185,7 +226,8 @@ class Lineage:
                 dep.seen = True
                 error = ObjectReconstructionFailedError(
                     entry.id.hex(),
-                    f"An argument of {task.template.name}(), which made it, is lost: {dep.value}",
+                    f"An argument of {task.template.name}(), which made it, is lost: "
+                    f"{self._runtime.objects.error(dep)}",
                 )
                 self._runtime.submitter.fail(task, error)
             elif not missing:
@@ -205,13 +247,17 @@ class Lineage:
             return
         assert task.frame is not None
         frame = unpack_frame(task.frame)
+        frame[1] = task.unique
         deps = iter(task.stored_deps or ())
         for arguments in frame[3:5]:
             for place, wire in _stored_arguments(arguments):
                 dep = next(deps)
                 arguments[place] = dep.value if dep.state else wire
-        if frame[5]:
-            frame[5].pop("deadline", None)  # it was for the first time
+        if task.stands_for:
+            # Without the deadline, which was for the first time.
+            frame[5] = {"as": task.stands_for}
+            if task.again is not None:
+                frame[5]["only"] = self._wanted(task, task.again)
         task.frame = self._runtime.pack(frame)
         self._runtime.submitter.ready(task)
         self._runtime.flush_soon()
@@ -228,6 +274,52 @@ class Lineage:
                 self.recover(dep)
         else:
             self._runtime.objects.borrow_again(dep)
+
+    # ---- items of generators -------------------------------------------------------------------------
+
+    @staticmethod
+    def _wanted(task: TaskRecord, record: LineageRecord) -> list[int]:
+        """The items that a generator is to make again: all that are alive. Some may be lost that nobody has
+        missed yet; what is not lost is replaced by its like."""
+        wanted, lost = [], []
+        for index, ref in list((record.items or {}).items()):
+            entry = ref()
+            if entry is not None and not entry.freed:
+                wanted.append(index)
+                if not entry.state:
+                    lost.append(entry)
+        task.entries = lost
+        for entry in lost:
+            entry.task = task
+        return sorted(wanted)
+
+    def made_item(self, task: TaskRecord, index: int, value: Any) -> None:
+        """A generator that runs again for its lost items has made one."""
+        ref = (task.again.items or {}).get(index)
+        entry = ref() if ref is not None else None
+        if entry is None or entry.freed:
+            self._runtime.discard(value)
+        else:
+            self._runtime.objects.replace(entry, value)
+
+    def ended(self, task: TaskRecord, error: Any) -> None:
+        """It has ended (error: in wire form, an exception, or None). What it has not made is lost for good;
+        what was lost behind its back is tried once more."""
+        record: LineageRecord = task.again
+        asked = set(task.entries)
+        for ref in list((record.items or {}).values()):
+            entry = ref()
+            if entry is None or entry.freed or entry.state:
+                continue
+            if error is None and entry not in asked:
+                self._recover(entry)
+            elif error is None:
+                reason = f"{record.template.name}() did not make this item when it was run again"
+                self._fail(entry, ObjectReconstructionFailedError(entry.id.hex(), reason))
+            elif isinstance(error, BaseException):
+                self._runtime.objects.fail(entry, error)
+            else:
+                self._runtime.objects.complete(entry, error)
 
     # ---- for others ----------------------------------------------------------------------------------
 
@@ -264,12 +356,14 @@ class Lineage:
 
     def _recover_for(self, connection: Connection, frame: Frame) -> None:
         """A borrower could not find an object of ours."""
-        _, rid, object_id = frame
+        _, rid, object_id, stored = frame
         entry = self._runtime.objects.table.get(object_id)
         if entry is None or entry.owner is not None:
             connection.fail(rid, ObjectLostError(reason="the object has been freed by its owner"))
             return
-        self.recover(entry)
+        wire = entry.value
+        if type(wire) is list and wire[0] == values.FORM_STORED and wire[1] == stored:
+            self.recover(entry)  # (else it has been made again, under another name)
 
         def answer(entry: Entry) -> None:
             if not connection.closed:
@@ -302,7 +396,7 @@ class Lineage:
             return
         assert entry.owner is not None
         entry.state = PENDING
-        self._runtime.objects.ask(entry, m.RECOVER)
+        self._runtime.objects.ask(entry, m.RECOVER, entry.value[1])
 
 
 def _stored_arguments(arguments: Any) -> list[tuple[Any, list[Any]]]:
@@ -317,3 +411,22 @@ def _nobody(like: Entry) -> Entry:
     entry.local = 0
     entry.freed = True
     return entry
+
+
+def _option(what: LineageRecord | Template) -> str:
+    """The name of the option that says how often it may be run again."""
+    template = what if isinstance(what, Template) else what.template
+    return "max_task_retries" if template.key is None else "max_retries"
+
+
+def _why_not(entry: Entry, template: Template | None) -> str:
+    if entry.made_by_put:
+        return "An object made by put() has no task that could make it again"
+    if template is None:
+        return "Nothing is known that could make it again"
+    if template.key is None:
+        return (
+            f"It was made by {template.name}(), a method of an actor, which is not called again for that "
+            "(max_task_retries=0)"
+        )
+    return f"It was made by {template.name}(), which is not run again (max_retries=0)"

@@ -118,6 +118,24 @@ class Objects:
         entry.state = state
         self.notify(entry)
 
+    def replace(self, entry: Entry, value: Any) -> None:
+        """A task that ran again for lost results has made this one. It may not have been missed yet: its copy
+        may be lost all the same, or be replaced by now, with other references in it."""
+        here = entry.value
+        if (
+            entry.state != READY
+            or entry.freed
+            or not (type(here) is list and here[0] == values.FORM_STORED)
+            or not (type(value) is list and value[0] == values.FORM_STORED)
+        ):
+            self.complete(entry, value)
+            return
+        nested = values.nested_refs(value)
+        entry.contained = [self._runtime.make_ref(bytes(i), o) for i, o in nested] or None
+        entry.value = value
+        if here[1] != value[1]:  # an array that was filled in place
+            self._runtime.discard(here)
+
     def fail(self, entry: Entry, error: BaseException) -> None:
         """The object will never have a value."""
         if entry.state:
@@ -282,7 +300,7 @@ class Objects:
         future = connection.call(m.FETCH, entry.id, value_wanted)
         future.add_done_callback(lambda f: self._fetched(f, entry))
 
-    def ask(self, entry: Entry, opcode: int) -> None:
+    def ask(self, entry: Entry, opcode: int, *fields: object) -> None:
         """Ask the owner of a borrowed object for it by this call."""
         assert entry.owner is not None
         connection = self._runtime.peers.connect(entry.owner)
@@ -290,7 +308,7 @@ class Objects:
             self._owner_lost([entry], entry.owner)
             return
         entry.fetching = True
-        future = connection.call(opcode, entry.id)
+        future = connection.call(opcode, entry.id, *fields)
         future.add_done_callback(lambda f: self._fetched(f, entry))
 
     def keep(self, entry: Entry) -> None:

@@ -592,16 +592,13 @@ class Runtime:
         waiter = ThreadWaiter(pending, needed, eager)
         for entry in pending:
             register(entry, waiter)
-        done = False
         try:
             with self.blocked():
-                done = waiter.wait(timeout)
+                return waiter.wait(timeout)
         finally:
-            if not done or eager or needed < len(pending):
-                for entry in pending:
-                    if not entry.state:
-                        unregister(entry, waiter)
-        return done
+            for entry in pending:
+                if not entry.state:
+                    unregister(entry, waiter)
 
     def ask_for(self, pending: list[Entry]) -> None:
         """Any thread: somebody is going to wait for these."""

@@ -31,6 +31,9 @@ from framework._wire.codec import new_packer
 from framework.exceptions import LocalNodeDiedError
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from framework._runtime.runtime import Runtime
 
 
@@ -194,12 +197,11 @@ class RuntimeStore:
             views = await self.prepare_many([object_id for object_id, _, _ in wanted])
         later: deque[_Wanted] = deque()
         for item in wanted:
-            view = views.get(item[0])
-            if view is None:
-                later.append(item)
+            if item[0] in views:
+                item[1].post(_resolve, item[2], views[item[0]], None)
             else:
-                item[1].post(_resolve, item[2], view, None)
-        del views, view
+                later.append(item)
+        del views
 
         async def one_by_one() -> None:
             while later:
@@ -247,14 +249,15 @@ class RuntimeStore:
         ahead = iter(positions)
         for position in positions:
             for other in itertools.islice(ahead, limits.STORE_RESTORE_AHEAD - len(coming)):
-                coming.append(
-                    asyncio.run_coroutine_threadsafe(self.view(wires[other][1]), self._runtime.loop)
-                )
+                coming.append(self._asked_for(wires[other][1]))
             view = None
             with self._runtime.blocked(), contextlib.suppress(Exception):  # reading it will tell
                 view = coming.popleft().result()
             yield position
             del view
+
+    def _asked_for(self, object_id: bytes) -> concurrent.futures.Future[View]:
+        return asyncio.run_coroutine_threadsafe(self.view(object_id), self._runtime.loop)
 
     def read(self, wire: list[Any], private: bool = False) -> Any:
         """The value of a stored object, as views of shared memory, or (`private`) as a writable copy."""
@@ -273,6 +276,6 @@ class RuntimeStore:
         object_id, size = found
         return [values.FORM_STORED, object_id, owner, size, []]
 
-    def reserve(self, object_id: bytes, nbytes: int) -> View:
+    def reserve(self, object_id: bytes, nbytes: int) -> NDArray[np.uint8]:
         """Writable memory in the store."""
         return self.client.reserve(object_id, nbytes, self._runtime.worker_id)

@@ -71,13 +71,17 @@ class Streams:
             entry, ref = self._item(task, index)
             stream.add(index, ref)
             self._runtime.objects.complete(entry, value)
-            self._release(connection, task.unique, index, value)
+            if type(value) is list and value[0] == values.FORM_STORED:
+                self._runtime.lineage.remember_item(task, index, entry)
         else:
             stream.add(index, None)  # made again by a second attempt, or no longer wanted
             item_id = object_id_bytes(task.entries[0].id[:TASK_ID_SIZE], index + FIRST_ITEM_INDEX)
-            if self._runtime.objects.table.get(item_id) is None:
+            known = self._runtime.objects.table.get(item_id)
+            if known is None:
                 self._runtime.discard(value)
-            self._release(connection, task.unique, index, value)
+            else:
+                self._runtime.objects.complete(known, value)  # it may have been lost meanwhile
+        self.release(connection, task.unique, index, value)
         if index == 0:
             self._send_credit(task)
         self._wake(stream)
@@ -85,9 +89,9 @@ class Streams:
     def unwanted(self, connection: Connection, unique: int, index: int, value: Any) -> None:
         """An item of a task that has been given up."""
         self._runtime.discard(value)
-        self._release(connection, unique, index, value)
+        self.release(connection, unique, index, value)
 
-    def _release(self, connection: Connection, unique: int, index: int, value: Any) -> None:
+    def release(self, connection: Connection, unique: int, index: int, value: Any) -> None:
         """The producer need not keep the references in an item any more."""
         if type(value) is list and values.nested_refs(value):
             place = index + FIRST_ITEM_INDEX

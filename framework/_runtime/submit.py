@@ -664,6 +664,10 @@ class Submitter:
         if task.stream is not None:
             self._runtime.streams.finished(task, value)
             return
+        if task.again is not None:
+            self._settle(task)
+            self._runtime.lineage.ended(task, None)
+            return
         if type(value) is list and value[0] == values.FORM_STORED:
             self._runtime.lineage.remember(task, [value])
         self._settle(task)
@@ -683,9 +687,10 @@ class Submitter:
         self._runtime.lineage.remember(task, results)
         self._settle(task)
         nested = False
+        complete = self._objects.replace if task.stands_for else self._objects.complete
         for entry, value in zip(task.entries, results, strict=False):
             nested = nested or bool(type(value) is list and values.nested_refs(value))
-            self._objects.complete(entry, value)
+            complete(entry, value)
         if nested:
             self._objects.release_when_registered(connection, unique, 1)
 
@@ -714,6 +719,8 @@ class Submitter:
 
     def _discard_results(self, task: TaskRecord) -> None:
         """It has failed for good, after it may have put results, or some of them, into the store."""
+        if task.again is not None:
+            return  # they belong to entries already
         self._runtime.store.client.free([entry.id for entry in task.entries])
 
     def _arg_lost(self, connection: Connection, frame: Frame) -> None:
@@ -758,6 +765,9 @@ class Submitter:
         task = self.tasks.get(unique)
         if task is not None and task.stream is not None:
             self._runtime.streams.arrived(task, connection, index, value)
+        elif task is not None and task.again is not None:
+            self._runtime.lineage.made_item(task, index, value)
+            self._runtime.streams.release(connection, unique, index, value)
         else:
             self._runtime.streams.unwanted(connection, unique, index, value)
 
@@ -785,6 +795,9 @@ class Submitter:
             self._runtime.streams.failed(task, error)
             return
         self._settle(task)
+        if task.again is not None:
+            self._runtime.lineage.ended(task, error)
+            return
         if not task.entries and task.cancelled is None:
             self._unseen(error)
         for entry in task.entries:

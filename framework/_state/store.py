@@ -14,7 +14,9 @@ Pure: every method returns commands for the shell, tuples that start with a word
 
 A *pin* is one process's right to read a block: while there is one, the block is neither reused, nor spilled,
 nor moved. A block is named by its object *and* its offset, because an object that is made again may have two
-for a while: the new one, and the old one that somebody still reads, writes or spills. Requests for space are served strictly in order, so that a large one is not starved by small ones.
+for a while: the new one, and the old one that somebody still reads, writes or spills.
+
+Requests for space are served strictly in order, so that a large one is not starved by small ones.
 """
 
 from __future__ import annotations

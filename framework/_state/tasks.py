@@ -56,6 +56,7 @@ class TaskRecord:
 
     __slots__ = (
         "actor",
+        "again",
         "app_failures",
         "args",
         "cancelled",
@@ -68,10 +69,12 @@ class TaskRecord:
         "frame",
         "kwargs",
         "lease",
+        "lineage",
         "oom_failures",
         "parent",
         "refs",
         "retries",
+        "stands_for",
         "state",
         "stored_deps",
         "stream",
@@ -112,3 +115,6 @@ class TaskRecord:
         self.parent: int | None = None
         self.children: set[int] | None = None
         self.extra: dict[str, Any] | None = None
+        self.lineage: Any = None  #: of a generator: what its items remember
+        self.stands_for = 0  #: the number of the task whose lost results it makes again
+        self.again: Any = None  #: the lineage of the generator whose lost items it makes again

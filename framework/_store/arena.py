@@ -16,7 +16,10 @@ from collections.abc import Callable
 from pickle import PickleBuffer
 from typing import Any
 
+from framework._base import limits
+
 _MADV_POPULATE_WRITE = 23  # Linux 5.14
+_CHUNK = limits.STORE_CHUNK
 _COPY_WITHOUT_GIL = 512 * 1024  # 50 µs; below that, finding out the address of the source costs more
 
 
@@ -80,7 +83,7 @@ def views_of(base: memoryview) -> memoryview:
 class Arena:
     """A mapping of the arena. Never unmapped while the process lives: views of it may be anywhere."""
 
-    __slots__ = ("_bytes", "_map", "_start", "capacity")
+    __slots__ = ("_bytes", "_map", "_prepared", "_start", "capacity")
 
     def __init__(self, fd: int, capacity: int) -> None:
         """Takes over `fd` and closes it: the mapping keeps the memory."""
@@ -90,6 +93,7 @@ class Arena:
         finally:
             os.close(fd)
         self._bytes = memoryview(self._map)
+        self._prepared = bytearray((capacity + _CHUNK - 1) // _CHUNK)  #: 1 for chunks that need nothing more
         self._start = ctypes.addressof(ctypes.c_char.from_buffer(self._map))
 
     def base(self, offset: int, size: int, *, writable: bool = False) -> memoryview:
@@ -117,6 +121,19 @@ class Arena:
     def address(self) -> int:
         """Where the mapping begins in this process."""
         return self._start
+
+    def prepare(self, offset: int, size: int) -> None:
+        """Before writing to a range: have this process map it, all at once. Page by page, as it is written,
+        that costs several times as much, even if the memory is there (2 GB/s of copying instead of 4)."""
+        prepared = self._prepared
+        end = (offset + size - 1) // _CHUNK + 1
+        first = prepared.find(0, offset // _CHUNK, end)
+        while first >= 0:
+            last = prepared.find(1, first, end)
+            last = end if last < 0 else last
+            self.populate(first * _CHUNK, min(last * _CHUNK, self.capacity) - first * _CHUNK)
+            prepared[first:last] = b"\x01" * (last - first)
+            first = prepared.find(0, last, end)
 
     def populate(self, offset: int, size: int) -> bool:
         """Have the system provide the memory of a range now, without the GIL (Linux 5.14+). False when it

@@ -121,6 +121,7 @@ class StoreClient:
             with self._lock:
                 offset = self._place(size)
                 if offset >= 0:
+                    arena.prepare(offset, size)
                     self._fill(arena, offset, size, header, pickle_offset, pickled, places, views)
                     self._link.node_cast(m.STORE_ADOPT, object_id, offset, size, owner)
             if time.monotonic() < self._pressed_until:
@@ -129,9 +130,8 @@ class StoreClient:
                     self._return_region()
             if offset >= 0:
                 return size
-        offset, warm = self._link.node_call(m.STORE_CREATE, object_id, size, owner)
-        if not warm and size >= limits.STORE_POPULATE:
-            arena.populate(offset, aligned(size))
+        offset = self._link.node_call(m.STORE_CREATE, object_id, size, owner)
+        arena.prepare(offset, size)
         try:
             self._fill(arena, offset, size, header, pickle_offset, pickled, places, views)
         except BaseException:
@@ -331,9 +331,8 @@ class StoreClient:
 
         arena = self._opened()
         size = layout.HEADER_ROOM + nbytes
-        offset, warm = self._link.node_call(m.STORE_CREATE, object_id, size, owner)
-        if not warm and size >= limits.STORE_POPULATE:
-            arena.populate(offset, aligned(size))
+        offset = self._link.node_call(m.STORE_CREATE, object_id, size, owner)
+        arena.prepare(offset, size)
         memory = arena.base(offset + layout.HEADER_ROOM, nbytes, writable=True)
         base = np.frombuffer(views_of(memory), dtype=np.uint8)
         address = int(base.__array_interface__["data"][0])
@@ -360,9 +359,10 @@ class StoreClient:
         if unsealed is None or array.nbytes != unsealed.size - layout.HEADER_ROOM:
             return None
         base: Any = unsealed.base()
+        buffer: Any = base.base if base is not None else None
         # One reference is `base` here, one the argument of getrefcount, one `array.base`. Any more: another
         # view may write.
-        if base is None or array.base is not base or sys.getrefcount(base) > 3:
+        if base is None or id(array.base) != id(base) or sys.getrefcount(base) > 3:
             return None
         if not array.flags.c_contiguous:
             return None
@@ -372,7 +372,7 @@ class StoreClient:
         except ValueError:
             return None
         # Without the buffer behind it, numpy refuses to make any of its arrays writable again.
-        base.base.release()
+        buffer.release()
         if unsealed.memory() is not None:
             return None  # somebody has taken a slice of that buffer
         del self._unsealed[address]

@@ -84,6 +84,7 @@ ACTOR_END: Final = 74
 NODE_STOP: Final = 75
 ACTOR_SAVE: Final = 76
 ACTOR_RESTART: Final = 77
+JOB_OVER: Final = 78
 
 # processes of a node <-> its store
 STORE_CREATE: Final = 80
@@ -146,6 +147,7 @@ CATALOGUE: Final[dict[int, Message]] = {
     UNBLOCKED: Message("unblocked"),
     EXIT: Message("exit", force=bool, reason=str),
     EXIT_DENIED: Message("exit_denied"),
+    JOB_OVER: Message("job_over"),
     ACTOR_RUN: Message("actor_run", actor=bytes, spec=dict, gpus=list, restarted=int),
     ACTOR_UP: Message("actor_up", actor=bytes, error=(list, NoneType)),
     LOG_LINES: Message("log_lines", pid=int, is_err=bool, lines=list),
@@ -173,7 +175,7 @@ CATALOGUE: Final[dict[int, Message]] = {
     NEXT_ITEM: Message("next_item", rid=int, generator=bytes),
     CANCEL_REF: Message("cancel_ref", object=bytes, force=bool, recursive=bool),
     CLOSE_STREAM: Message("close_stream", generator=bytes),
-    RECOVER: Message("recover", rid=int, object=bytes),
+    RECOVER: Message("recover", rid=int, object=bytes, stored=bytes),
     LIST_OBJECTS: Message("list_objects", rid=int),
     PROCESSES: Message("processes", rid=int),
     JOB_START: Message("job_start", rid=int, info=dict),

@@ -357,9 +357,7 @@ class ActorHost:
         kwargs: dict[str, Any],
     ) -> int:
         executor = self._executor
-        producer = Producer(
-            executor, connection, template, unique, (extra or {}).get("window", -1), _plain_call
-        )
+        producer = Producer(executor, connection, template, unique, extra, _plain_call)
         executor.producers[unique] = producer
         try:
             return producer.run(template.function(*args, **kwargs))
@@ -502,9 +500,7 @@ class ActorHost:
     ) -> int:
         executor = self._executor
         iterable = template.function(*args, **kwargs)
-        producer = Producer(
-            executor, connection, template, unique, (extra or {}).get("window", -1), _plain_call
-        )
+        producer = Producer(executor, connection, template, unique, extra, _plain_call)
         executor.producers[unique] = producer
         try:
             if hasattr(iterable, "__aiter__"):

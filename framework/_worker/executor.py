@@ -120,6 +120,7 @@ class Executor:
         self._last_flush = 0
         self._unflushed: set[Connection] = set()
         self._leaving: str | None = None
+        self._job_over = False
         self._task_loop: asyncio.AbstractEventLoop | None = None
         self.gpus: list[int] = []
         self._mark = _open_mark(run_file)
@@ -140,7 +141,7 @@ class Executor:
                 m.CREDIT: self._credit,
             }
         )
-        runtime.node_handlers.update({m.EXIT: self._exit})
+        runtime.node_handlers.update({m.EXIT: self._exit, m.JOB_OVER: self._job_is_over})
 
     # ---- frames (loop) -------------------------------------------------------------------------------
 
@@ -230,10 +231,18 @@ class Executor:
         else:
             self.leave(reason)
 
+    def _job_is_over(self, connection: Connection, frame: Frame) -> None:
+        """Its driver is gone, and so is everything that it was to end with, except for detached actors."""
+        self._job_over = True
+        self._exit(connection, [m.EXIT, False, "the driver of its job has ended"])
+
     def _busy(self) -> bool:
-        """Whether this idle worker must stay: work is queued, or others hold objects that it owns."""
+        """Whether this idle worker must stay: work is queued, others hold objects that it owns, or actors
+        that it has created live by a handle that it keeps. (What is only for itself goes with it.)"""
         self.runtime.objects.drain_drops()
         if self.queue or self.contexts or self.runtime.submitter.tasks:
+            return True
+        if not self._job_over and self.runtime.actors.owns_living():
             return True
         return any(
             entry.owner is None and entry.borrowers for entry in self.runtime.objects.table.entries.values()
@@ -416,7 +425,8 @@ class Executor:
         """The context of a task that begins."""
         context = TaskContext(
             unique,
-            task_id_bytes(unique, template.scope),
+            # (A task that makes lost results again gives them the ids that they had.)
+            task_id_bytes((extra or {}).get("as", unique), template.scope),
             template.name,
             resources=template.resources,
             gpus=self.gpus,
@@ -615,7 +625,7 @@ class Executor:
         args: list[Any],
         kwargs: dict[str, Any],
     ) -> int:
-        producer = Producer(self, connection, template, unique, (extra or {}).get("window", -1), self.call)
+        producer = Producer(self, connection, template, unique, extra, self.call)
         self.producers[unique] = producer
         try:
             iterable = self.call(unique, template.function, args, kwargs)
@@ -670,7 +680,7 @@ class Executor:
             return sealed, []
         encoded = values.encode(value, where=where, name="result")
         if encoded.size > (limits.FULL_INLINE if connection.full else limits.INLINE_LIMIT):
-            object_id = object_id_bytes(task_id_bytes(unique, template.scope), index)
+            object_id = object_id_bytes(self.contexts[unique].task_id, index)
             store = self.runtime.store
             return store.put(object_id, encoded, connection.ident, connection.state.address), encoded.refs
         return encoded.wire, encoded.refs

@@ -28,6 +28,7 @@ class Producer:
         "_executor",
         "_index",
         "_loop",
+        "_only",
         "_template",
         "_unique",
         "_unbounded",
@@ -40,9 +41,10 @@ class Producer:
         connection: Connection,
         template: ExecTemplate,
         unique: int,
-        window: int,
+        extra: dict[str, Any] | None,
         call: Callable[[int, Any, list[Any], dict[str, Any]], Any],
     ) -> None:
+        window = (extra or {}).get("window", -1)
         self._executor = executor
         self._call = call  #: how user code is called where this runs: it may be interrupted there
         self._connection = connection
@@ -51,7 +53,9 @@ class Producer:
         self._unbounded = window < 0
         self._credits = window
         self._index = 0
-        self._closed = False
+        #: where lost items are made again: which ones; it ends after the last of them
+        self._only: set[int] | None = set(extra["only"]) if extra and "only" in extra else None
+        self._closed = self._only == set()
         self._wake = threading.Condition()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._async_wake: asyncio.Event | None = None
@@ -141,7 +145,12 @@ class Producer:
         return False
 
     def _send(self, item: Any) -> None:
-        self._executor.send_item(self._connection, self._template, self._unique, self._index, item)
+        only = self._only
+        if only is None or self._index in only:
+            self._executor.send_item(self._connection, self._template, self._unique, self._index, item)
+            if only is not None:
+                only.discard(self._index)
+                self._closed = self._closed or not only
         self._index += 1
 
     async def run_async(self, iterable: AsyncIterator[Any]) -> int:

@@ -5,6 +5,9 @@ Each worker has one call at a time, so that a call never waits behind a slow one
 and calls that wait for each other do not lock up. There is no thread here: queued calls are handed on by
 whoever submits or closes, and by the framework's thread for callbacks when a worker has answered.
 
+A crew that nobody refers to any more goes as soon as its last call has been answered, and its workers with
+it: what is under way refers to the crew, the crew to its workers, and nothing back.
+
 Locks: the crew's lock guards its tables and nothing else. User code (pickling, callbacks of futures,
 finalizers of dropped arguments) never runs under it.
 """
@@ -56,7 +59,7 @@ class _Worker:
     __slots__ = ("calls", "handle")
 
     def __init__(self) -> None:
-        self.handle: Any = None
+        self.handle: Any = None  #: None until it is started
         self.calls = 0
 
 
@@ -64,15 +67,17 @@ class _Once:
     """A callback that refers to nothing any more when it has been called: a handle that somebody still holds
     keeps its actor alive."""
 
-    __slots__ = ("_call",)
+    __slots__ = ("_args", "_function")
 
-    def __init__(self, *call: Any) -> None:
-        self._call = call
+    def __init__(self, function: Callable[..., object], *args: Any) -> None:
+        self._function: Callable[..., object] | None = function
+        self._args = args
 
     def __call__(self, outcome: Future[Any]) -> None:
-        function, *args = self._call
-        self._call = ()
-        function(*args, outcome)
+        function, args = self._function, self._args
+        self._function, self._args = None, ()
+        if function is not None:
+            function(*args, outcome)
 
 
 class Crew:
@@ -109,7 +114,8 @@ class Crew:
         self._replace = replace
         self._patient = bool(options)
         self._starting = 0  #: workers that get calls when they are up
-        self._actor_class = RemoteWorker.options(**{"num_cpus": 0, **(options or {})})
+        settings: dict[str, Any] = {"num_cpus": 0, **(options or {})}
+        self._actor_class = RemoteWorker.options(**settings)
         self._lock = threading.Lock()
         self._done = threading.Condition(self._lock)
         self._queue: deque[Call] = deque()
@@ -190,7 +196,7 @@ class Crew:
             if not self._patient:
                 self._back(worker)
 
-    def _start(self, worker: _Worker) -> None:
+    def _start(self, worker: _Worker) -> Any:
         handle = self._actor_class.remote()
         if self._initializer is not None:
             ready = handle.prepare.remote(self._initializer, self._initargs)
@@ -203,6 +209,7 @@ class Crew:
             with self._lock:
                 self._starting += self._patient
             ready.future().add_done_callback(_Once(self._prepared, worker))
+        return handle
 
     def _prepared(self, worker: _Worker, outcome: Future[Any]) -> None:
         error = outcome.exception()
@@ -290,9 +297,8 @@ class Crew:
                     self._finished()
                     return
                 call.retries = self._retries
-            if worker.handle is None:
-                self._start(worker)
-            ref = worker.handle.run.remote(call.function, call.kwargs, *call.args)
+            handle = worker.handle if worker.handle is not None else self._start(worker)
+            ref = handle.run.remote(call.function, call.kwargs, *call.args)
             if not call.retries:
                 call.function, call.args, call.kwargs = None, (), None  # held no longer than needed
             ref.future().add_done_callback(_Once(self._answered, worker, call))

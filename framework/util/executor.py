@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import itertools
-import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Executor, Future
 from typing import Any, ParamSpec, TypeVar
@@ -34,7 +33,8 @@ class PoolExecutor(Executor):
     What a call raises has exactly the class it had, with a `RemoteTraceback` as its ``__cause__``. References
     given as arguments are replaced by their values, as by ``.remote()``.
 
-    Done-callbacks run in a thread of the framework, one after the other: do not block there.
+    Done-callbacks run in a thread of the framework, one after the other: do not block there. An executor that
+    is dropped finishes what it was given; then its workers end.
 
     Raises `ValueError` or `TypeError` for arguments that make no sense.
     """
@@ -69,9 +69,6 @@ class PoolExecutor(Executor):
             options=options,
         )
         interpreter_exit.wait_for(self._crew)
-        # A finalizer may run anywhere, also under the crew's lock: it sets a flag, and nothing more. The last
-        # call that comes back ends the workers; where none is under way, the crew goes with its executor.
-        weakref.finalize(self, setattr, self._crew, "closed", True).atexit = False
 
     @property
     def max_workers(self) -> int:

@@ -198,6 +198,21 @@ def test_workers_drop_arguments(tmp_path: Path) -> None:
         wait_until((tmp_path / "gone").exists, PATIENCE, "the end of the argument")
 
 
+def test_arguments_are_dropped_when_a_worker_has_them(gate: Path) -> None:
+    class Argument:
+        pass
+
+    argument = Argument()
+    gone = weakref.ref(argument)
+    with PoolExecutor(1) as executor:
+        future = executor.submit(lambda path, _: hold(path), gate, argument)
+        del argument
+        wait_until(lambda: begun(gate), PATIENCE, "the call")
+        assert gone() is None
+        gate.unlink()
+        assert future.result(PATIENCE)
+
+
 # ---- asyncio -----------------------------------------------------------------------------------------
 
 
@@ -225,6 +240,7 @@ async def test_cancelling_in_asyncio_cancels_what_is_queued(gate: Path) -> None:
 # ---- workers -----------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_calls_that_wait_for_each_other(gate: Path) -> None:
     """As many as there are workers must run at the same time."""
     with PoolExecutor(3) as executor:
@@ -235,6 +251,7 @@ def test_calls_that_wait_for_each_other(gate: Path) -> None:
         assert len({future.result(PATIENCE) for future in futures}) == 3
 
 
+@pytest.mark.slow
 def test_no_more_than_max_workers(gate: Path) -> None:
     with PoolExecutor(2) as executor:
         futures = [executor.submit(hold, gate) for _ in range(20)]
@@ -261,6 +278,7 @@ def test_max_tasks_per_child() -> None:
     assert len(set(pids)) == 3
 
 
+@pytest.mark.slow
 def test_max_tasks_and_early_shutdown() -> None:
     executor = PoolExecutor(2, max_tasks_per_child=1)
     futures = [executor.submit(square, i) for i in range(6)]
@@ -274,6 +292,7 @@ def test_options_of_the_workers() -> None:
         assert executor.submit(os.getenv, "EXECUTOR_VARIABLE").result(PATIENCE) == "set"
 
 
+@pytest.mark.slow
 def test_workers_that_wait_for_resources_get_no_calls() -> None:
     """Three workers with a CPU each, of which there are two: the third never starts, and nobody waits for
     it."""
@@ -297,6 +316,7 @@ def test_bad_arguments(arguments: dict[str, Any], error: type[Exception]) -> Non
         PoolExecutor(**arguments)
 
 
+@pytest.mark.slow
 def test_an_executor_inside_of_its_own_worker() -> None:
     def outer() -> list[int]:
         with PoolExecutor(2) as inner:
@@ -309,6 +329,7 @@ def test_an_executor_inside_of_its_own_worker() -> None:
 # ---- workers that die --------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_killed_worker_breaks_the_executor(gate: Path) -> None:
     with PoolExecutor(2) as executor:
         pid = executor.submit(os.getpid).result(PATIENCE)
@@ -333,6 +354,7 @@ def die_once(mark: Path, value: int) -> int:
     os._exit(1)
 
 
+@pytest.mark.slow
 def test_retries(tmp_path: Path) -> None:
     with PoolExecutor(2, max_retries=1) as executor:
         values = executor.map(die_once, [tmp_path / f"mark{i}" for i in range(4)], range(4))
@@ -342,6 +364,7 @@ def test_retries(tmp_path: Path) -> None:
             executor.submit(square, 1)
 
 
+@pytest.mark.slow
 def test_a_new_worker_is_initialized_again(tmp_path: Path) -> None:
     def initialize(value: str) -> None:
         os.environ["INITIALIZED"] = value
@@ -370,6 +393,7 @@ def test_failing_initializer() -> None:
 # ---- the end -----------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_processes_end() -> None:
     with PoolExecutor(2) as executor:
         pids = set(executor.map(lambda _: os.getpid(), range(10)))
@@ -377,6 +401,7 @@ def test_processes_end() -> None:
         wait_until(lambda pid=pid: not alive(pid), PATIENCE, "the end of the workers")
 
 
+@pytest.mark.slow
 def test_shutdown_without_waiting(gate: Path) -> None:
     executor = PoolExecutor(1)
     future = executor.submit(hold, gate)
@@ -391,6 +416,7 @@ def test_shutdown_without_waiting(gate: Path) -> None:
     wait_until(lambda: not alive(pid), PATIENCE, "the end of the worker")
 
 
+@pytest.mark.slow
 def test_dropped_executor(gate: Path) -> None:
     executor = PoolExecutor(1)
     future = executor.submit(hold, gate)

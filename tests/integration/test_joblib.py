@@ -20,7 +20,7 @@ joblib = pytest.importorskip("joblib", minversion="1.5", reason="joblib 1.5 or n
 from framework.util.joblib import FrameworkBackend, register_framework, register_ray  # noqa: E402
 from framework.util.state import list_objects  # noqa: E402
 
-pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("session")]
+pytestmark = [pytest.mark.integration, pytest.mark.slow, pytest.mark.usefixtures("session")]
 
 PATIENCE = 30.0
 MEGABYTE = 1024 * 1024
@@ -161,7 +161,6 @@ def test_options_of_the_workers() -> None:
         assert run(joblib.delayed(os.getenv)("JOBLIB_VARIABLE") for _ in range(2)) == ["set", "set"]
 
 
-@pytest.mark.slow  # such workers need a fresh interpreter
 def test_inner_threads() -> None:
     with joblib.parallel_config(backend="framework", inner_max_num_threads=1):
         assert run(joblib.delayed(os.getenv)("OMP_NUM_THREADS") for _ in range(2)) == ["1", "1"]

@@ -65,7 +65,7 @@ def lose_everything() -> int:
         r["store_state"] for r in list_objects() if r["stored"] and r["object_id"] != everything.hex()
     } <= {"on disk"}
     for file in files:
-        file.unlink()
+        file.unlink(missing_ok=True)
     object_id = everything.hex()
     del everything
     wait_until(lambda: object_id not in {row["object_id"] for row in list_objects()})
@@ -356,3 +356,242 @@ def test_a_cancelled_task_whose_argument_is_lost(small_store: Any, tmp_path: Pat
     (tmp_path / "go").touch()
     assert get(ref)[0] == 4
     assert os.path.exists(current().session_dir)
+
+
+# ---- items of generators -----------------------------------------------------------------------------
+
+
+@fw.remote(generator_window=4)
+def items(path: Path, name: str, number: int) -> Iterator[Any]:
+    """Every third one is small."""
+    count(path, name)
+    for index in range(number):
+        yield index if index % 3 == 2 else np.full(SIZE, float(index))
+
+
+def first(value: Any) -> float:
+    return float(value if isinstance(value, int) else value[0])
+
+
+def test_items_are_made_again_all_at_once(small_store: Any, tmp_path: Path) -> None:
+    refs = list(items.remote(tmp_path, "n", 6))
+    assert refs[-1].hex() == refs[0].hex()[:48] + "07000000"
+    del refs[4]
+    gc.collect()
+    wait_until(lambda: store_stats()["objects"] == 3)
+    assert lose_everything() == 3
+    assert [first(get(ref)) for ref in refs] == [0, 1, 2, 3, 5]
+    assert runs(tmp_path, "n") == 2
+    assert store_stats()["objects"] == 3, "what nobody holds is not made again"
+
+
+def test_items_of_a_generator_that_is_not_done(small_store: Any, tmp_path: Path) -> None:
+    """It waits for its consumer, and its consumer for the item that it has made before."""
+    generator = items.remote(tmp_path, "n", 30)
+    refs = [next(generator) for _ in range(4)]
+    fw.wait([generator], timeout=LIMIT)
+    lose_everything()
+    assert first(get(refs[1])) == 1
+    assert get([first_of.remote(ref) for ref in (refs[0], refs[3])]) == [0, 3]
+    assert runs(tmp_path, "n") == 2
+    del refs
+    assert [first(get(ref)) for ref in generator] == list(range(4, 30))
+    assert runs(tmp_path, "n") == 2
+
+
+def test_an_endless_generator(small_store: Any, tmp_path: Path) -> None:
+    @fw.remote(generator_window=2)
+    def endless(path: Path) -> Iterator[Any]:
+        count(path, "endless")
+        while True:
+            yield np.full(SIZE, 1.0)
+
+    generator = endless.remote(tmp_path)
+    refs = [next(generator) for _ in range(3)]
+    lose_everything()
+    assert [get(ref)[0] for ref in refs] == [1, 1, 1]
+    assert runs(tmp_path, "endless") == 2
+    assert get(next(generator))[0] == 1
+
+
+def test_borrowed_items_and_items_as_arguments_of_what_is_lost(small_store: Any, tmp_path: Path) -> None:
+    keeper = Keeper.remote()
+    refs = list(items.remote(tmp_path, "n", 2))
+    end = plus.remote(tmp_path, "end", refs[1], 10)
+    assert get(end)[0] == 11
+    get(keeper.keep.remote([refs[0]]))
+    lose_everything()
+    assert get(keeper.read.remote()) == [0]
+    del refs
+    gc.collect()
+    lose_everything()
+    assert get(end)[0] == 11, "whose argument, freed since, is made again"
+    assert (runs(tmp_path, "n"), runs(tmp_path, "end")) == (3, 2)
+
+
+def test_items_that_hold_references(small_store: Any, tmp_path: Path) -> None:
+    @fw.remote
+    def pairs(path: Path) -> Iterator[Any]:
+        count(path, "pairs")
+        for number in range(3):
+            yield [fw.put(number), np.full(SIZE, float(number))]
+
+    refs = list(pairs.remote(tmp_path))
+    lose_everything()
+    for number, ref in enumerate(refs):
+        inner, array = get(ref)
+        assert (get(inner), array[0]) == (number, number)
+        del inner, array
+    assert runs(tmp_path, "pairs") == 2
+
+
+def test_arrays_filled_in_place_and_async_and_dynamic_generators(small_store: Any, tmp_path: Path) -> None:
+    @fw.remote
+    async def in_place(path: Path) -> Any:
+        count(path, "async")
+        for number in range(3):
+            array = fw.empty(SIZE)
+            array[:] = number
+            yield array
+
+    refs = list(in_place.remote(tmp_path))
+    more = list(get(items.options(num_returns="dynamic").remote(tmp_path, "dynamic", 2)))
+    lose_everything()
+    assert [get(ref)[0] for ref in refs] == [0, 1, 2]
+    assert [get(ref)[0] for ref in more] == [0, 1]
+    assert (runs(tmp_path, "async"), runs(tmp_path, "dynamic")) == (2, 2)
+    del refs, more
+    gc.collect()
+    wait_until(lambda: store_stats()["objects"] == 0)
+
+
+def test_items_that_cannot_be_made_again(small_store: Any, tmp_path: Path) -> None:
+    @fw.remote
+    def not_twice(path: Path, how: str) -> Iterator[Any]:
+        count(path, how)
+        again = runs(path, how) > 1
+        yield np.zeros(SIZE)
+        if again and how == "raise":
+            raise ValueError("not again")
+        if not again:
+            yield np.ones(SIZE)
+
+    never = list(items.options(max_retries=0).remote(tmp_path, "never", 1))
+    twice = list(items.options(max_retries=1).remote(tmp_path, "twice", 2))
+    fewer = list(not_twice.remote(tmp_path, "fewer"))
+    raised = list(not_twice.remote(tmp_path, "raise"))
+    lose_everything()
+    with pytest.raises(ObjectLostError, match=r"items\(\), which is not run again \(max_retries=0\)"):
+        get(never[0])
+    assert first(get(twice[1])) == 1
+    with pytest.raises(ObjectReconstructionFailedError, match=r"not_twice\(\) did not make this item"):
+        get(fewer[1])
+    assert get(fewer[0])[0] == 0
+    with pytest.raises(ValueError, match="not again"):
+        get(raised[1])
+    lose_everything()
+    with pytest.raises(
+        ObjectReconstructionFailedMaxAttemptsExceededError, match=r"items\(\).*max_retries=1"
+    ) as e:
+        get(twice[0])
+    assert twice[0].hex() in str(e.value)
+
+
+def test_a_worker_that_dies_while_it_makes_items_again(small_store: Any, tmp_path: Path) -> None:
+    @fw.remote(max_retries=5)
+    def dies_once(path: Path) -> Iterator[Any]:
+        count(path, "n")
+        for number in range(3):
+            if number == 1 and runs(path, "n") == 2:
+                os._exit(1)
+            yield np.full(SIZE, float(number))
+
+    refs = list(dies_once.remote(tmp_path))
+    lose_everything()
+    assert [get(ref)[0] for ref in refs] == [0, 1, 2]
+    assert runs(tmp_path, "n") == 3
+
+
+# ---- actors ------------------------------------------------------------------------------------------
+
+
+@fw.remote(num_cpus=0)
+class Source:
+    def __init__(self) -> None:
+        self.calls = 0
+
+    def array(self, other: Any = None) -> Any:
+        self.calls += 1
+        return np.full(SIZE, float(self.calls if other is None else other[0] + 100))
+
+    def stream(self) -> Iterator[Any]:
+        self.calls += 1
+        for number in range(3):
+            yield np.full(SIZE, float(10 * self.calls + number))
+
+
+@fw.remote(num_cpus=0)
+class AsyncSource:
+    async def array(self, path: Path) -> Any:
+        count(path, "async")
+        return np.full(SIZE, 3.0)
+
+
+def test_methods_that_may_be_called_again_are(small_store: Any, tmp_path: Path) -> None:
+    actor = Source.options(max_task_retries=2).remote()
+    other = AsyncSource.options(max_task_retries=-1).remote()
+    ref, of_async = actor.array.remote(), other.array.remote(tmp_path)
+    end = actor.array.remote(ref)
+    assert get(end)[0] == 101
+    fw.wait([of_async], timeout=LIMIT)
+    assert lose_everything() == 3
+    assert get(ref)[0] == 3, "the actor goes on from where it is"
+    assert get(first_of.remote(of_async)) == 3
+    assert get(end)[0] == 103
+    assert runs(tmp_path, "async") == 2
+    keeper = Keeper.remote()
+    get(keeper.keep.remote([ref]))
+    lose_everything()
+    assert get(keeper.read.remote()) == [5]
+    lose_everything()
+    with pytest.raises(
+        ObjectReconstructionFailedMaxAttemptsExceededError, match=r"Source.array\(\).*max_task_retries=2"
+    ):
+        get(ref)
+
+
+def test_items_of_a_method(small_store: Any) -> None:
+    actor = Source.options(max_task_retries=1).remote()
+    refs = list(actor.stream.remote())
+    lose_everything()
+    assert [get(ref)[0] for ref in refs] == [20, 21, 22]
+
+
+def test_calls_go_on_in_order_while_results_are_made_again(small_store: Any) -> None:
+    actor = Source.options(max_task_retries=5).remote()
+    refs = [actor.array.remote() for _ in range(4)]
+    fw.wait(refs, num_returns=4, timeout=LIMIT)
+    lose_everything()
+    first_ones = [first_of.remote(ref) for ref in refs]
+    later = [actor.array.options(max_task_retries=0).remote() for _ in range(20)]
+    values = [get(ref)[0] for ref in later]
+    assert values == sorted(values)
+    assert sorted([*values, *get(first_ones)]) == list(range(5, 29))
+
+
+def test_an_actor_that_cannot_do_it_again(small_store: Any) -> None:
+    plain, dead = Source.remote(), Source.options(max_task_retries=-1).remote()
+    refs = [plain.array.remote(), *plain.stream.remote(), dead.array.remote()]
+    fw.wait(refs, num_returns=5, timeout=LIMIT)
+    fw.kill(dead)
+    lose_everything()
+    for ref in refs[:-1]:
+        with pytest.raises(
+            ObjectLostError, match=r"Source.(array|stream)\(\), a method of an actor.*max_task_retries=0"
+        ):
+            get(ref)
+    with pytest.raises(
+        ObjectReconstructionFailedError, match=r"The actor whose method Source.array\(\) made it is dead"
+    ) as e:
+        get(refs[-1])
+    assert "kill" in str(e.value)

@@ -205,6 +205,7 @@ def test_references_are_replaced_by_values(pool: Pool) -> None:
     assert total == 400_000.0
 
 
+@pytest.mark.slow
 def test_pools_inside_of_pools() -> None:
     def inner(x: int) -> int:
         with Pool(2) as inside:
@@ -225,6 +226,7 @@ def test_imap_reads_a_bounded_number_of_items(pool: Pool) -> None:
     assert next(read) < 200
 
 
+@pytest.mark.slow
 def test_join_reads_the_rest() -> None:
     pool = Pool(2)
     items = pool.imap(square, range(500))
@@ -283,6 +285,7 @@ def test_maxtasksperchild() -> None:
         wait_until(lambda: not alive(pids[0]), PATIENCE, "the end of the first process")
 
 
+@pytest.mark.slow
 def test_a_dead_process_is_replaced() -> None:
     with Pool(1) as pool:
         with pytest.raises(WorkerCrashedError):

@@ -6,6 +6,7 @@ import functools
 import json
 import os
 import re
+import runpy
 import subprocess
 import sys
 from collections.abc import Callable
@@ -98,6 +99,11 @@ def test_checker_agrees(checker: Callable[[list[Path]], Findings]) -> None:
     paths = [HERE / name for name in CASES]
     problems = compare(checker(paths), paths)
     assert not problems, "\n".join(problems)
+
+
+@pytest.mark.parametrize("name", [name for name in CASES if name.startswith("accepted")])
+def test_what_checkers_accept_can_be_loaded(name: str) -> None:
+    assert runpy.run_path(str(HERE / name))["__doc__"]
 
 
 @pytest.mark.parametrize("checker", [mypy, pyright])

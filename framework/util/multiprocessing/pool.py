@@ -72,8 +72,6 @@ class Pool:
             eager=True,
             options=ray_remote_args,
         )
-        # (See PoolExecutor.)
-        weakref.finalize(self, setattr, self._crew, "closed", True).atexit = False
 
     # ---- one call ------------------------------------------------------------------------------------
 

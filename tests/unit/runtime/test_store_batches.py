@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Coroutine
+import contextlib
+import weakref
+from collections.abc import Coroutine, Iterator
+from concurrent.futures import Future
 from typing import Any
 
 import pytest
@@ -12,6 +15,7 @@ from hypothesis import strategies as st
 from framework._base import limits
 from framework._runtime.store import RuntimeStore
 from framework._serial.values import FORM_STORED
+from framework.exceptions import ObjectLostError
 
 
 class View:
@@ -37,6 +41,8 @@ class Store(RuntimeStore):
         self.in_memory = in_memory
         self.batches: list[list[bytes]] = []
         self.pinned: set[bytes] = set()
+        self.asked: list[bytes] = []
+        self.restored: weakref.WeakSet[View] = weakref.WeakSet()
 
     def run_sync(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
         try:
@@ -44,6 +50,22 @@ class Store(RuntimeStore):
         except StopIteration as end:
             return end.value
         raise AssertionError("it waits for something")
+
+    @contextlib.contextmanager
+    def blocked(self) -> Iterator[None]:
+        yield
+
+    def _asked_for(self, object_id: bytes) -> Future[Any]:
+        """Every other one cannot be had."""
+        self.asked.append(object_id)
+        future: Future[Any] = Future()
+        if object_id[-1] % 2:
+            future.set_exception(ObjectLostError(object_id.hex(), "gone"))
+        else:
+            view = View()
+            self.restored.add(view)
+            future.set_result(view)
+        return future
 
     async def prepare_many(self, object_ids: list[bytes]) -> Any:
         self.batches.append(object_ids)
@@ -107,3 +129,15 @@ def test_an_error_in_the_middle_lets_go_of_the_pins() -> None:
     assert store.pinned
     del order
     assert not store.pinned
+
+
+def test_spilled_ones_are_read_back_a_few_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "STORE_RESTORE_AHEAD", 3)
+    store = Store(set())
+    ids = [stored(n)[1] for n in range(10)]
+    for count, position in enumerate(store.in_batches([stored(n) for n in range(10)])):
+        assert position == count  # in order, those that cannot be read back too
+        assert store.asked == ids[: min(10, count + 3)]
+        assert len(store.restored) <= 2  # of three at a time, half cannot be had
+    assert store.asked == ids
+    assert not store.restored

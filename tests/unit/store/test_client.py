@@ -50,7 +50,7 @@ class FakeNode:
             commands = self.state.pin("t", self, fields[0])
         for command in commands:
             if command[0] == "placed":
-                return [command[2], False]
+                return command[2]
             if command[0] == "view":
                 return command[2:]
             if command[0] == "refuse":

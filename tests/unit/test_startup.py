@@ -1,0 +1,47 @@
+"""What the processes of a session load when they start: each import is time before the first result."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+HEAVY = ("numpy", "pandas", "pyarrow", "multiprocessing", "tempfile", "fsspec", "unittest", "email", "http")
+
+
+def loaded(statements: str) -> set[str]:
+    """The modules that a fresh interpreter has after these statements."""
+    code = f"{statements}\nimport sys, json; print(json.dumps(sorted(sys.modules)))"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    return set(json.loads(done.stdout))
+
+
+@pytest.mark.slow  # each starts an interpreter
+@pytest.mark.parametrize(
+    ("process", "statements"),
+    [
+        ("import", "import framework"),
+        ("driver", "import framework; framework.init; import framework._boot, framework._node.local"),
+        ("node", "import framework; import framework._head.service, framework._node.process"),
+        ("worker", "from framework._worker.__main__ import preload; preload()"),
+    ],
+)
+def test_nothing_heavy_is_loaded(process: str, statements: str) -> None:
+    assert not loaded(statements) & set(HEAVY), process
+
+
+@pytest.mark.slow
+def test_import_alone_loads_no_asyncio() -> None:
+    assert not loaded("import framework") & {"asyncio", "uvloop", "msgpack", "cloudpickle"}
