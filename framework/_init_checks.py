@@ -79,6 +79,11 @@ def wanted_resources(
         or object_store_memory <= 0
     ):
         raise ValueError(f"object_store_memory is a positive number of bytes, got {object_store_memory!r}")
+    if object_store_memory is not None and object_store_memory < limits.STORE_SMALLEST:
+        raise ValueError(
+            f"object_store_memory={object_store_memory!r} bytes is too small for an object store: at least "
+            f"{limits.STORE_SMALLEST} are needed"
+        )
     wanted = {
         "num_cpus": num_cpus,
         "num_gpus": num_gpus,

@@ -423,6 +423,7 @@ def test_init_twice(session: object) -> None:
         ({"num_cpu": 1}, ValueError, "did you mean 'num_cpus'"),
         ({"resources": {"CPU": 1}}, ValueError, "CPU"),
         ({"object_store_memory": -5}, ValueError, "object_store_memory"),
+        ({"object_store_memory": 4095}, ValueError, "at least 1048576"),
         ({"namespace": ""}, ValueError, "namespace"),
     ],
 )
