@@ -143,6 +143,7 @@ class HeadService:
                 _, actor, spec, incarnation = command
                 node = self._choose_node()
                 if node is not None:
+                    self._forget_dead()
                     self._placed_on[actor] = node
                     node.cast(m.ACTOR_PLACE, actor, spec, incarnation)
             else:
@@ -158,6 +159,12 @@ class HeadService:
                         self._loop.call_later(limits.SHUTDOWN_HOOK_GRACE, self._run, [end])
                     else:
                         node.cast(m.ACTOR_END, actor, -1, True, "it is not wanted any more")
+
+    def _forget_dead(self) -> None:
+        """Where actors were that the directory does not remember any more."""
+        if len(self._placed_on) > 2 * max(limits.MAX_DEAD_KEPT, len(self._actors.records)):
+            records = self._actors.records
+            self._placed_on = {actor: node for actor, node in self._placed_on.items() if actor in records}
 
     def _choose_node(self) -> Connection | None:
         return next(iter(self._nodes), None)

@@ -41,6 +41,11 @@ class MemoryMonitor:
         if self._timer is None and self._threshold < 1.0:
             self._timer = self._loop.call_later(limits.MEMORY_POLL, self._look)
 
+    def ended(self) -> None:
+        """The process that was ended is gone, and its memory is back: another one may be ended as soon as
+        that turns out not to have been enough."""
+        self._wait_until = 0.0
+
     def stop(self) -> None:
         """No more looking."""
         if self._timer is not None:
@@ -58,7 +63,7 @@ class MemoryMonitor:
             if victim is not None:
                 text = describe(victim, candidates, used, total, self._threshold)
                 log.error("%s", text)
-                # Its memory comes back in a moment: no second one before that has been seen.
+                # Its memory comes back in a moment: no second one before that (see `ended`).
                 self._wait_until = self._loop.time() + limits.MEMORY_RECOVERY
                 self._end(victim.worker_id, text)
         elif not self._candidates(lambda _: 0):

@@ -378,6 +378,8 @@ class NodeService:
         if not known:
             self._run(self.state.start_failed(process.env, f"{detail} while it was starting"))
         allocation, commands = self.state.worker_gone(worker_id)
+        if process.kind == "memory":
+            self._memory.ended()
         if process.actor is not None and self._head is not None:
             if self._actor_specs.get(process.actor, (None, -1))[1] == process.incarnation:
                 del self._actor_specs[process.actor]  # (its next incarnation may wait for a place already)

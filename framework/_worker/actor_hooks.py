@@ -68,7 +68,9 @@ class Hooks:
         """Hand a saved state to the actor; what its hook returns may have to be awaited."""
         hook = self._find(RESTORE_HOOK)
         if hook is None:
-            raise TypeError(f"the actor class {self._class_name} has saved a state but has no {RESTORE_HOOK}()")
+            raise TypeError(
+                f"the actor class {self._class_name} has saved a state but has no {RESTORE_HOOK}()"
+            )
         wire = saved[0]
         if type(wire) is list and wire[0] == values.FORM_STORED:
             return hook(self._runtime.store.read(wire, private=True))
@@ -116,14 +118,14 @@ class Hooks:
             if inspect.isawaitable(state):
                 state = await state
             wire, stored = self._pack(state)
-            await self._runtime.head_call_async(
-                m.ACTOR_SAVE, self._actor_id, self._incarnation, wire, stored
-            )
+            await self._runtime.head_call_async(m.ACTOR_SAVE, self._actor_id, self._incarnation, wire, stored)
 
     def _saver(self) -> Any:
         hook = self._find(SAVE_HOOK)
         if hook is None:
-            raise TypeError(f"the actor class {self._class_name} has no {SAVE_HOOK}(): there is nothing to save")
+            raise TypeError(
+                f"the actor class {self._class_name} has no {SAVE_HOOK}(): there is nothing to save"
+            )
         return hook
 
     def _pack(self, state: Any) -> tuple[Any, bytes | None]:

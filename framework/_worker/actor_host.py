@@ -38,7 +38,9 @@ from framework._state.tasks import DYNAMIC, STREAMING
 from framework._wire import messages as m
 from framework._worker import stdio
 from framework._worker.actor_hooks import Hooks
+from framework._worker.arguments import ArgumentLost, decode_args
 from framework._worker.generators import Producer
+from framework._worker.interruption import Interrupt
 from framework._worker.templates import ExecTemplate
 from framework.exceptions import ActorDiedError, ObjectLostError, OwnerDiedError
 
@@ -123,10 +125,8 @@ class ActorHost:
         return self.hooks.restore(saved) if saved else None
 
     def _arguments(self) -> tuple[list[Any], dict[str, Any]]:
-        from framework._worker.executor import ArgumentLost
-
         try:
-            return self._executor.decode_args(self._spec["args"], self._spec["kwargs"])
+            return decode_args(self._runtime, self._spec["args"], self._spec["kwargs"])
         except ArgumentLost as lost:
             raise OwnerDiedError(
                 lost.object_id.hex(),
@@ -211,8 +211,6 @@ class ActorHost:
         """Loop: end a call that has begun, in its thread, on its loop, or both. (If it is not quite there
         yet, it looks for
         itself: the reason was noted before this.)"""
-        from framework._worker.executor import Interrupt
-
         with self._thread_lock:
             ident = self._threads.get(unique)
             if ident is not None:
@@ -224,8 +222,6 @@ class ActorHost:
 
     def _enter_thread(self, unique: int) -> None:
         """From here on this thread may be interrupted for the sake of the call that it runs."""
-        from framework._worker.executor import Interrupt
-
         with self._thread_lock:
             self._threads[unique] = threading.get_ident()
         if self._is_cancelled(unique):
@@ -236,8 +232,6 @@ class ActorHost:
 
     def _leave_thread(self, unique: int) -> None:
         """Not any more: an interruption that has not struck yet is taken back."""
-        from framework._worker.executor import Interrupt
-
         while True:
             try:
                 with self._thread_lock:
@@ -311,12 +305,12 @@ class ActorHost:
             self._check_group(template)
             if template.function is None:
                 executor.load(template)
-            arguments, keywords = executor.decode_args(args, kwargs)
+            arguments, keywords = decode_args(self._runtime, args, kwargs)
             data, refs = self._guarded(connection, template, unique, extra, arguments, keywords)
             del arguments, keywords
         except BaseException as error:
             arguments = keywords = None  # type: ignore[assignment]  # noqa: F841 - drops references
-            data, refs = executor.encode_error(template, context, 0, error)
+            data, refs = executor.results.encode_error(template, context, 0, error)
             failed = True
             del error
         finally:
@@ -345,7 +339,7 @@ class ActorHost:
         finally:
             self._leave_thread(unique)
         self.hooks.after_call()
-        return self._executor.encode_result(connection, template, unique, 0, result)
+        return self._executor.results.encode(connection, template, unique, 0, result)
 
     def _produce(
         self,
@@ -394,7 +388,7 @@ class ActorHost:
         if executor.async_tasks.pop(unique, None) is None:
             return
         # Cancelled before its first line: nobody has replied.
-        data, refs = executor.encode_error(template, context, 0, asyncio.CancelledError())
+        data, refs = executor.results.encode_error(template, context, 0, asyncio.CancelledError())
         executor.contexts.pop(unique, None)
         executor.reasons.pop(unique, None)
         executor.finish(connection, template, unique, data, refs)
@@ -412,7 +406,7 @@ class ActorHost:
                 if template.function is None:
                     executor.load(template)
                 fetched = await self._fetch(args, kwargs)
-                arguments, keywords = executor.decode_args(args, kwargs)
+                arguments, keywords = decode_args(self._runtime, args, kwargs)
                 del fetched
                 frame = args = kwargs = None  # type: ignore[assignment]
                 if template.returns in (STREAMING, DYNAMIC):
@@ -429,11 +423,11 @@ class ActorHost:
                         result = await result
                 await self.hooks.after_call_async()
             del arguments, keywords
-            data, refs = executor.encode_result(connection, template, unique, 0, result)
+            data, refs = executor.results.encode(connection, template, unique, 0, result)
             del result
         except BaseException as error:
             arguments = keywords = result = None  # type: ignore[assignment]  # noqa: F841 - drops references
-            data, refs = executor.encode_error(template, context, 0, error)
+            data, refs = executor.results.encode_error(template, context, 0, error)
             failed = True
             del error
         finally:

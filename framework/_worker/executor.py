@@ -10,82 +10,43 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
-import mmap
 import os
 import queue
 import signal
-import struct
 import sys
 import threading
 import time
-import types
 from collections import deque
 from collections.abc import Coroutine
 from contextvars import copy_context
 from typing import Any
 
 from framework._base import limits
-from framework._base.ids import SEVERAL_TASKS, object_id_bytes, task_id_bytes
+from framework._base.ids import task_id_bytes
 from framework._net.connection import Connection, Frame
 from framework._runtime.context import TaskContext, current_task
 from framework._runtime.runtime import Runtime
-from framework._runtime.waiters import ThreadWaiter
-from framework._serial import values
-from framework._serial.errors import encode_error
 from framework._state.tasks import DYNAMIC, STREAMING
 from framework._wire import messages as m
 from framework._wire.codec import new_packer
 from framework._worker import stdio
+from framework._worker.arguments import decode_args
 from framework._worker.generators import Producer
+from framework._worker.interruption import Interrupt, may_interrupt, open_to_interruption
+from framework._worker.process import RunMark, end_fork
+from framework._worker.results import Results
 from framework._worker.templates import ExecTemplate, FunctionCache
 from framework.exceptions import (
     FrameworkError,
-    ObjectLostError,
     ProtocolError,
     TaskCancelledError,
     TaskTimeoutError,
 )
 
-_MARK = struct.Struct("<Q")
 _BLOCKED = new_packer()([m.BLOCKED])
 _UNBLOCKED = new_packer()([m.UNBLOCKED])
 
 Item = tuple[Connection | None, Frame]
-
-
-class ArgumentLost(Exception):
-    """An argument is not in the store any more: the caller has it made again."""
-
-    def __init__(self, object_id: bytes) -> None:
-        super().__init__(object_id.hex())
-        self.object_id = object_id
-
-
-class Interrupt(KeyboardInterrupt):
-    """Raised in user code to end a task. Not an `Exception`, so that `except Exception` does not swallow
-    it.
-    """
-
-
-_OWN_CODE = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
-_TRANSPARENT = frozenset({contextlib.__file__, threading.__file__})
-
-
-def _may_interrupt(frame: types.FrameType | None) -> bool:
-    """Whether an exception may be raised here: in user code, in our waiting for objects and in the standard
-    streams (which are made for that), but not in the middle of our own bookkeeping, which it would leave half
-    done.
-    """
-    while frame is not None:
-        code = frame.f_code
-        if code is _CALL or code is _WAIT or code.co_filename == stdio.__file__:
-            return True
-        if code.co_filename.startswith(_OWN_CODE):
-            return False
-        if code.co_filename not in _TRANSPARENT:
-            return True
-        frame = frame.f_back
-    return False
 
 
 class _PerThread(threading.local):
@@ -123,7 +84,8 @@ class Executor:
         self._job_over = False
         self._task_loop: asyncio.AbstractEventLoop | None = None
         self.gpus: list[int] = []
-        self._mark = _open_mark(run_file)
+        self._mark = RunMark(run_file)
+        self.results = Results(self)
         self.actor: Any = None  #: an ActorHost once this worker has become an actor
         runtime.on_blocked = self.enter_blocked
         runtime.on_unblocked = self.leave_blocked
@@ -323,7 +285,7 @@ class Executor:
 
     def on_signal(self, signum: int, frame: Any) -> None:
         """Main thread: somebody wants the running task to end. Only that task is hit."""
-        if self.interrupt is not None and self.interrupt == self.running and _may_interrupt(frame):
+        if self.interrupt is not None and self.interrupt == self.running and may_interrupt(frame):
             self.interrupt = None
             raise Interrupt("the task was cancelled")
 
@@ -404,7 +366,7 @@ class Executor:
         """The executing thread: send a reply, with those before and after it if more work waits."""
         connection.buffer(data)
         if at_once:
-            self._write_out(connection)
+            self.write_out(connection)
             self._last_flush = time.monotonic_ns()
         elif not self.queue or time.monotonic_ns() - self._last_flush > limits.FLUSH_AFTER_NS:
             connection.flush()
@@ -413,7 +375,7 @@ class Executor:
             self._unflushed.add(connection)
 
     @staticmethod
-    def _write_out(connection: Connection) -> None:
+    def write_out(connection: Connection) -> None:
         """The executing thread: what has been said must not be lost if user code ends this process now. The
         other thread may hold the connection and wait for the interpreter: `flush` alone would leave it to
         that one."""
@@ -441,7 +403,7 @@ class Executor:
     def mark_running(self, unique: int) -> None:
         """What the node is to know of what runs here, should this process die: a task, 0 or
         `SEVERAL_TASKS`."""
-        _MARK.pack_into(self._mark, 0, unique)
+        self._mark.set(unique)
 
     def execute(self, connection: Connection, frame: Frame) -> None:
         """Main thread: run one task and reply."""
@@ -459,7 +421,7 @@ class Executor:
         try:
             if template.function is None:
                 self.load(template)
-            arguments, keywords = self.decode_args(args, kwargs)
+            arguments, keywords = decode_args(self.runtime, args, kwargs)
             started = time.monotonic_ns()
             if template.returns == STREAMING or template.returns == DYNAMIC:
                 result: Any = self._stream(connection, template, unique, extra, arguments, keywords)
@@ -468,19 +430,19 @@ class Executor:
             else:
                 result = self.call(unique, template.function, arguments, keywords)
             if self.forked:
-                _end_fork(None)
+                end_fork(None)
             if self.actor is not None:
                 self.actor.hooks.after_call()
             micros = (time.monotonic_ns() - started) // 1000
             del arguments, keywords
-            data, refs = self.encode_result(connection, template, unique, micros, result)
+            data, refs = self.results.encode(connection, template, unique, micros, result)
             del result
         except BaseException as error:
             self.running = 0
             if self.forked:
-                _end_fork(error)
+                end_fork(error)
             micros = (time.monotonic_ns() - started) // 1000
-            data, refs = self.encode_error(template, context, micros, error)
+            data, refs = self.results.encode_error(template, context, micros, error)
             failed = True
             arguments = keywords = result = None  # type: ignore[assignment]  # noqa: F841 - drops references
             del error
@@ -539,48 +501,6 @@ class Executor:
         else:
             template.bind(self.functions.load(template.function_hash))
 
-    def decode_args(self, args: list[Any], kwargs: dict[str, Any] | None) -> tuple[list[Any], dict[str, Any]]:
-        """The values of wire arguments; references among them are fetched."""
-        plain = True
-        for value in args:
-            if type(value) is bytes or type(value) is list:
-                plain = False
-                break
-        if plain and not kwargs:
-            return args, {}
-        if len(args) == 1 and not kwargs:
-            return [self._decode_arg(args[0], None)], {}
-        every = [*args, *kwargs.values()] if kwargs else args
-        refs = {
-            position: self.runtime.make_ref(value[1], value[2])
-            for position, value in enumerate(every)
-            if type(value) is list and value[0] == values.FORM_REFERENCE
-        }
-        wires = every
-        if refs:
-            self.runtime.get([ref._entry for ref in refs.values()], None)
-            wires = list(every)
-            for position, ref in refs.items():
-                wires[position] = ref._entry.value
-        decoded: list[Any] = [None] * len(every)
-        for position in self.runtime.store.in_batches(wires):
-            decoded[position] = self._decode_arg(every[position], refs.get(position))
-        keywords = dict(zip(kwargs, decoded[len(args) :], strict=True)) if kwargs else {}
-        return decoded[: len(args)], keywords
-
-    def _decode_arg(self, value: Any, ref: Any) -> Any:
-        if type(value) is list and value[0] == values.FORM_REFERENCE:
-            if ref is None:
-                ref = self.runtime.make_ref(value[1], value[2])
-            entry = ref._entry
-            if not entry.state:
-                self.runtime.get([entry], None)
-            return self.runtime.value(entry)
-        try:
-            return self.runtime.decode(value)
-        except ObjectLostError as error:
-            raise ArgumentLost(value[1]) from error
-
     def call(self, unique: int, function: Any, args: list[Any], kwargs: dict[str, Any]) -> Any:
         """User code in the main thread: may be interrupted from the first line to the last, and not
         outside.
@@ -592,7 +512,7 @@ class Executor:
                 raise Interrupt("the task was cancelled")
             result = function(*args, **kwargs)
             if self.forked:
-                _end_fork(None)
+                end_fork(None)
             return result
         finally:
             self.running = 0
@@ -641,117 +561,6 @@ class Executor:
         finally:
             self.producers.pop(unique, None)
 
-    # ---- results -------------------------------------------------------------------------------------
-
-    def encode_result(
-        self, connection: Connection, template: ExecTemplate, unique: int, micros: int, result: Any
-    ) -> tuple[bytes, list[Any] | None]:
-        """The frame of a result, and the references in it."""
-        returns = template.returns
-        pack = self.thread.pack
-        if returns == 1:
-            if type(result) in values.ATOM_TYPES and values.is_atom(result):
-                return pack((m.DONE, unique, micros, result)), None
-            wire, refs = self._wire_of(
-                connection, template, unique, 1, result, f"the result of {template.name}()"
-            )
-            return pack((m.DONE, unique, micros, wire)), refs
-        if returns < 0:
-            return pack((m.DONE, unique, micros, result)), None
-        if returns == 0:
-            return pack((m.DONE_MANY, unique, micros, [])), None
-        results = self._split(template, result)
-        wires, held = [], []
-        for index, value in enumerate(results):
-            where = f"result {index} of {template.name}()"
-            wire, refs = self._wire_of(connection, template, unique, index + 1, value, where)
-            wires.append(wire)
-            held.extend(refs)
-        return pack((m.DONE_MANY, unique, micros, wires)), held
-
-    def _wire_of(
-        self, connection: Connection, template: ExecTemplate, unique: int, index: int, value: Any, where: str
-    ) -> tuple[Any, list[Any]]:
-        """A result in wire form, and the references in it. Large ones go into the store, as objects of the
-        caller.
-        """
-        sealed = self.runtime.store.seal_array(value, connection.ident, connection.state.address)
-        if sealed is not None:
-            return sealed, []
-        encoded = values.encode(value, where=where, name="result")
-        if encoded.size > (limits.FULL_INLINE if connection.full else limits.INLINE_LIMIT):
-            object_id = object_id_bytes(self.contexts[unique].task_id, index)
-            store = self.runtime.store
-            return store.put(object_id, encoded, connection.ident, connection.state.address), encoded.refs
-        return encoded.wire, encoded.refs
-
-    @staticmethod
-    def _split(template: ExecTemplate, result: Any) -> list[Any]:
-        try:
-            results = list(result)
-        except TypeError:
-            raise ValueError(
-                f"{template.name}() has num_returns={template.returns}, so it must return that many values; "
-                f"it returned one {type(result).__name__}, which cannot be taken apart"
-            ) from None
-        if len(results) != template.returns:
-            raise ValueError(
-                f"{template.name}() has num_returns={template.returns}, but returned {len(results)} values"
-            )
-        return results
-
-    def encode_error(
-        self, template: ExecTemplate, context: TaskContext, micros: int, error: BaseException
-    ) -> tuple[bytes, list[Any] | None]:
-        """The frame of an exception, and the references in it. Never raises."""
-        unique = context.unique
-        if isinstance(error, ArgumentLost):
-            return self.thread.pack((m.ARG_LOST, unique, error.object_id)), None
-        reason = self.reasons.get(unique)
-        retryable = False
-        if reason is not None and isinstance(
-            error, Interrupt | asyncio.CancelledError | GeneratorExit | FrameworkError
-        ):
-            error = self.cancel_error(unique, reason)
-        else:
-            if isinstance(error, SystemExit):
-                error = _exit_error(error) if self.actor is None else self.actor.exit_error(template, error)
-            try:
-                retryable = template.retryable(error)
-            except Exception as problem:
-                error.__context__ = problem
-        if isinstance(error, TaskCancelledError) and error.task_id is None:
-            error = TaskCancelledError(context.task_id.hex(), error.reason)
-        wire, refs = encode_error(
-            error,
-            function_name=template.name,
-            pid=self.runtime.pid,
-            ip=self.runtime.config.node_ip,
-            task_id=context.task_id.hex(),
-            actor=self.actor.describe() if self.actor is not None else None,
-        )
-        return self.thread.pack((m.FAILED, unique, micros, retryable, wire)), refs
-
-    def send_item(
-        self, connection: Connection, template: ExecTemplate, unique: int, index: int, value: Any
-    ) -> None:
-        """The executing thread: one item of a stream."""
-        pack = self.thread.pack
-        if type(value) in values.ATOM_TYPES and values.is_atom(value):
-            self._send_item(connection, template, pack((m.ITEM, unique, index, value)))
-            return
-        wire, refs = self._wire_of(
-            connection, template, unique, index + 2, value, f"item {index} of {template.name}()"
-        )
-        if refs:
-            self.runtime.objects.hold(connection, unique, index + 2, refs)
-        self._send_item(connection, template, pack((m.ITEM, unique, index, wire)))
-
-    def _send_item(self, connection: Connection, template: ExecTemplate, data: bytes) -> None:
-        connection.send(data)
-        if template.careful:
-            self._write_out(connection)
-
     # ---- the end -------------------------------------------------------------------------------------
 
     def announce_end(self, reason: str) -> None:
@@ -771,25 +580,11 @@ class Executor:
         os._exit(0)
 
 
-_CALL = Executor.call.__code__
-_WAIT = ThreadWaiter.wait.__code__
+open_to_interruption(Executor.call.__code__)
 
 
 def _ignore_signal(signum: int, frame: Any) -> None:
     """Ctrl-C is for the driver."""
-
-
-def _end_fork(error: BaseException | None) -> None:
-    """A process that user code has forked comes back out of the task: it ends here, as a script would, and
-    does not go on as a second worker on the same connections."""
-    code = 0
-    if isinstance(error, SystemExit):
-        code = error.code if isinstance(error.code, int) else int(error.code is not None)
-    elif error is not None:
-        code = 1
-        sys.excepthook(type(error), error, error.__traceback__)
-    stdio.flush()
-    os._exit(code)
 
 
 def _end_left(loop: asyncio.AbstractEventLoop, left: set[asyncio.Task[Any]]) -> None:
@@ -806,21 +601,3 @@ def _end_left(loop: asyncio.AbstractEventLoop, left: set[asyncio.Task[Any]]) -> 
                     "task": task,
                 }
             )
-
-
-def _exit_error(error: SystemExit) -> BaseException:
-    exit_error = RuntimeError(
-        f"the task called sys.exit({error.code!r}); the worker goes on, the task has failed"
-    )
-    exit_error.__traceback__ = error.__traceback__
-    return exit_error
-
-
-def _open_mark(path: str) -> mmap.mmap:
-    """Eight bytes that the node reads after this process has died: which task was running."""
-    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
-    try:
-        os.ftruncate(fd, _MARK.size)
-        return mmap.mmap(fd, _MARK.size)
-    finally:
-        os.close(fd)

@@ -147,7 +147,9 @@ class Producer:
     def _send(self, item: Any) -> None:
         only = self._only
         if only is None or self._index in only:
-            self._executor.send_item(self._connection, self._template, self._unique, self._index, item)
+            self._executor.results.send_item(
+                self._connection, self._template, self._unique, self._index, item
+            )
             if only is not None:
                 only.discard(self._index)
                 self._closed = self._closed or not only

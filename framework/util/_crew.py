@@ -14,12 +14,9 @@ finalizers of dropped arguments) never runs under it.
 
 from __future__ import annotations
 
-import atexit
-import concurrent.futures.thread  # noqa: F401 - registers for the interpreter's exit, before _Exit does
 import contextlib
 import logging
 import threading
-import weakref
 from collections import deque
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
@@ -381,38 +378,3 @@ def cluster_cpus() -> int:
     """The CPUs of the cluster, at least 1. Blocks while the session starts."""
     fw.get_runtime_context().get_node_id()
     return max(int(fw.cluster_resources().get("CPU", 1)), 1)
-
-
-# ---- the end of the interpreter ----------------------------------------------------------------------
-
-
-class _Exit:
-    """Which crews the interpreter waits for before it ends."""
-
-    def __init__(self) -> None:
-        self.begun = False
-        self._lock = threading.Lock()
-        self._crews: weakref.WeakSet[Crew] = weakref.WeakSet()
-        self._registered = False
-
-    def wait_for(self, crew: Crew) -> None:
-        """Let its queue run empty when the interpreter ends."""
-        with self._lock:
-            if not self._registered:
-                self._registered = True
-                # Before the end of the threads that complete futures, which is what concurrent.futures
-                # itself does; atexit would be too late.
-                getattr(threading, "_register_atexit", atexit.register)(self._at_exit)
-            self._crews.add(crew)
-
-    def _at_exit(self) -> None:
-        self.begun = True
-        with self._lock:
-            crews = list(self._crews)
-        for crew in crews:
-            crew.closed = True
-        for crew in crews:
-            crew.wait()
-
-
-interpreter_exit = _Exit()

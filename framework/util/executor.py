@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import atexit
+import concurrent.futures.thread  # noqa: F401 - registers for the interpreter's exit, before _Exit does
 import functools
 import itertools
+import threading
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Executor, Future
 from typing import Any, ParamSpec, TypeVar
 
-from framework.util._crew import Crew, cluster_cpus, interpreter_exit, run_chunk
+from framework.util._crew import Crew, cluster_cpus, run_chunk
 from framework.util._pool_worker import BrokenWorkerPool, RemoteTraceback
 
 __all__ = ["BrokenWorkerPool", "PoolExecutor", "RemoteTraceback"]
@@ -68,7 +72,7 @@ class PoolExecutor(Executor):
             retries=max_retries,
             options=options,
         )
-        interpreter_exit.wait_for(self._crew)
+        _exit.wait_for(self._crew)
 
     @property
     def max_workers(self) -> int:
@@ -92,7 +96,7 @@ class PoolExecutor(Executor):
 
     def _refuse(self) -> None:
         if self._crew.broken is None and self._crew.closed:
-            if interpreter_exit.begun:
+            if _exit.begun:
                 raise RuntimeError("cannot schedule new futures after interpreter shutdown")
             raise RuntimeError("cannot schedule new futures after shutdown")
 
@@ -143,3 +147,38 @@ def _flattened(chunks: Iterator[list[T]]) -> Iterator[T]:
         chunk.reverse()
         while chunk:
             yield chunk.pop()  # no reference stays here
+
+
+# ---- the end of the interpreter ----------------------------------------------------------------------
+
+
+class _Exit:
+    """Which crews the interpreter waits for before it ends."""
+
+    def __init__(self) -> None:
+        self.begun = False
+        self._lock = threading.Lock()
+        self._crews: weakref.WeakSet[Crew] = weakref.WeakSet()
+        self._registered = False
+
+    def wait_for(self, crew: Crew) -> None:
+        """Let its queue run empty when the interpreter ends."""
+        with self._lock:
+            if not self._registered:
+                self._registered = True
+                # Before the end of the threads that complete futures, which is what concurrent.futures
+                # itself does; atexit would be too late.
+                getattr(threading, "_register_atexit", atexit.register)(self._at_exit)
+            self._crews.add(crew)
+
+    def _at_exit(self) -> None:
+        self.begun = True
+        with self._lock:
+            crews = list(self._crews)
+        for crew in crews:
+            crew.closed = True
+        for crew in crews:
+            crew.wait()
+
+
+_exit = _Exit()

@@ -8,31 +8,36 @@ ending.
 from __future__ import annotations
 
 import logging
-import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 
 import framework as fw
 from framework._base import limits
 from framework._node.memory import memory_use
-from framework.exceptions import ActorDiedError, OutOfMemoryError
+from framework.exceptions import ActorDiedError, ActorOutOfMemoryError, OutOfMemoryError
+from support import hungry
+from support.hungry import MIB, MOST
 from support.leaks import wait_until
 
 pytestmark = [pytest.mark.integration, pytest.mark.slow]
 
-MIB = 2**20
-ROOM = 600 * MIB  # between the present use and the threshold
-MOST = 5_000 * MIB  # what a task that should be ended takes at most
+ROOM = 256 * MIB  # between the present use and the threshold
+WATCHED = 3 * limits.MEMORY_POLL  # in this time the monitor has looked at least twice
 LIMIT = 60
 
 
 def get(what: Any) -> Any:
     return fw.get(what, timeout=LIMIT)
+
+
+@pytest.fixture(autouse=True)
+def short_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before this process runs a task again that was ended for memory."""
+    monkeypatch.setattr(limits, "MEMORY_RECOVERY", 0.05)
 
 
 @pytest.fixture
@@ -45,29 +50,9 @@ def tight(session_root: Path) -> Iterator[Any]:
         yield context
 
 
-def grow() -> str:
-    """Take memory until somebody stops it."""
-    taken = []
-    while sum(map(len, taken)) < MOST:
-        taken.append(bytearray(b"x") * (32 * MIB))
-        time.sleep(0.02)
-    return "nobody stopped it"
-
-
-def attempts(path: Path) -> int:
-    """Count one attempt, and return how many there have been."""
-    with path.open("a") as file:
-        file.write("x")
-    return path.stat().st_size
-
-
 def test_a_task_without_retries_fails_with_all_the_facts(tight: Any) -> None:
-    @fw.remote(max_retries=0)
-    def hungry() -> str:
-        return grow()
-
     with pytest.raises(OutOfMemoryError) as caught:
-        get(hungry.remote())
+        get(hungry.hungry.remote())
     text = str(caught.value)
     assert "hungry()" in text
     assert "MiB of" in text
@@ -81,124 +66,63 @@ def test_a_task_without_retries_fails_with_all_the_facts(tight: Any) -> None:
 
 
 def test_retries_for_memory_have_a_budget_of_their_own(tight: Any, tmp_path: Path, caplog: Any) -> None:
-    @fw.remote(max_retries=1)
-    def better_later(path: Path) -> int:
-        attempt = attempts(path)
-        if attempt <= 2:
-            grow()
-        return attempt
-
     with caplog.at_level(logging.WARNING, "framework"):
-        assert get(better_later.remote(tmp_path / "n")) == 3, "twice ended for memory with max_retries=1"
+        ref = hungry.better_later.remote(tmp_path / "n")
+        assert get(ref) == 3, "twice ended for memory with max_retries=1"
     assert "better_later() is run again after its worker was ended: " in caplog.text
 
 
 def test_the_budget_ends(tight: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(limits, "OOM_RETRIES", 1)
-
-    @fw.remote(max_retries=-1)
-    def never_better(path: Path) -> str:
-        attempts(path)
-        return grow()
-
     with pytest.raises(OutOfMemoryError, match=r"never_better\(\).*It was tried 2 time"):
-        get(never_better.remote(tmp_path / "n"))
+        get(hungry.never_better.remote(tmp_path / "n"))
     assert (tmp_path / "n").stat().st_size == 2
 
 
 def test_a_generator_begins_again(tight: Any, tmp_path: Path) -> None:
-    @fw.remote(max_retries=1)
-    def items(path: Path) -> Iterator[int]:
-        attempt = attempts(path)
-        for number in range(200):
-            yield number
-            if number == 20 and attempt == 1:
-                grow()
-
-    assert [get(ref) for ref in items.remote(tmp_path / "n")] == list(range(200))
+    assert [get(ref) for ref in hungry.items.remote(tmp_path / "n")] == list(range(200))
     assert (tmp_path / "n").stat().st_size == 2
 
 
 def test_an_actor_dies_of_it_with_the_reason(tight: Any) -> None:
-    @fw.remote
-    class Hungry:
-        def eat(self) -> str:
-            return grow()
-
-    actor = Hungry.remote()
-    with pytest.raises((ActorDiedError, OutOfMemoryError), match="ran out of memory.*actor Hungry") as caught:
-        get(actor.eat.remote())
-    assert "something killed it" not in str(caught.value)
+    """Its callers, those who wait and those to come, may catch it as what they like."""
+    actor = hungry.Hungry.remote()
+    under_way, waiting = actor.eat.remote(), actor.pid.remote()
+    for error in (OutOfMemoryError, ActorDiedError):
+        with pytest.raises(error, match="ran out of memory: .*actor Hungry") as caught:
+            get(under_way)
+    assert type(caught.value) is ActorOutOfMemoryError
+    assert caught.value.class_name == "Hungry"
+    text = str(caught.value)
+    assert "Top consumers: actor Hungry in worker process" in text
+    assert int(text.split(" used ")[1].split(" MiB")[0]) >= limits.MEMORY_VICTIM_FLOOR / MIB
+    assert "something killed it" not in text
+    for ref in (waiting, actor.pid.remote()):
+        with pytest.raises(ActorOutOfMemoryError, match="ran out of memory"):
+            get(ref)
 
 
 def test_an_actor_that_may_be_restarted_is(tight: Any, tmp_path: Path) -> None:
-    @fw.remote(max_restarts=1, max_task_retries=1)
-    class Hungry:
-        def eat(self, path: Path) -> int:
-            attempt = attempts(path)
-            if attempt == 1:
-                grow()
-            return attempt
-
-    actor = Hungry.remote()
-    assert get(actor.eat.remote(tmp_path / "n")) == 2
+    actor = hungry.Hungry.options(max_restarts=1, max_task_retries=1).remote()
+    assert get(actor.eat_once.remote(tmp_path / "n")) == 2
+    with pytest.raises(ActorOutOfMemoryError, match="restarted 1 time"):
+        get(actor.eat.remote())
 
 
 def test_what_may_not_be_run_again_is_spared(tight: Any, tmp_path: Path) -> None:
     """The one with retries goes first, although it is the smaller one and not the one that grows."""
-
-    @fw.remote(max_retries=3)
-    def again(path: Path) -> int:
-        attempt = attempts(path / "n")
-        if attempt == 1:
-            block = bytearray(b"x") * (2 * limits.MEMORY_VICTIM_FLOOR)
-            (path / "pid.new").write_text(str(os.getpid()))
-            (path / "pid.new").rename(path / "pid")
-            time.sleep(LIMIT)
-            del block
-        return attempt
-
-    @fw.remote(max_retries=0)
-    def once(path: Path) -> str:
-        pid = int((path / "pid").read_text())
-        taken = []
-        while psutil.pid_exists(pid):
-            assert sum(map(len, taken)) < MOST
-            taken.append(bytearray(b"x") * (32 * MIB))
-            time.sleep(0.02)
-        return "spared"
-
-    first = again.remote(tmp_path)
+    first = hungry.sleeps_with_a_block.remote(tmp_path, 2 * limits.MEMORY_VICTIM_FLOOR, LIMIT)
     wait_until((tmp_path / "pid").exists, LIMIT)
-    assert get(once.remote(tmp_path)) == "spared"
+    assert get(hungry.grows_until_that_one_is_gone.remote(tmp_path)) == "spared"
     assert get(first) == 2
 
 
-def test_small_workers_are_left_alone(tight: Any) -> None:
-    """Whoever uses up the memory, ending what is small helps nobody: here it is the driver."""
-
-    @fw.remote(max_retries=0)
-    def small(path: str) -> str:
-        time.sleep(4 * limits.MEMORY_POLL + limits.MEMORY_RECOVERY)
-        return path
-
-    used, _ = memory_use()
-    ref = small.remote("done")
-    mine = bytearray(b"x") * (ROOM * 2)
-    assert memory_use()[0] > used
-    assert get(ref) == "done"
-    assert len(mine) == ROOM * 2
-
-
-def test_an_idle_session_is_left_alone(tight: Any) -> None:
-    @fw.remote
-    class Kept:
-        def pid(self) -> int:
-            return os.getpid()
-
-    actor = Kept.remote()
+def test_what_is_small_or_idle_is_left_alone(tight: Any) -> None:
+    """Whoever uses up the memory, ending these helps nobody: here it is the driver."""
+    actor = hungry.Hungry.remote()
     pid = get(actor.pid.remote())
-    mine = bytearray(b"x") * (ROOM * 2)
-    time.sleep(4 * limits.MEMORY_POLL)
+    mine = bytearray(b"x") * (2 * ROOM)
+    time.sleep(WATCHED)  # nothing runs
+    assert get(hungry.sleeps.remote(WATCHED)) == "done"
     assert get(actor.pid.remote()) == pid
-    del mine
+    assert len(mine) == 2 * ROOM

@@ -130,6 +130,18 @@ def test_one_worker_is_ended_and_then_it_waits(monkeypatch: pytest.MonkeyPatch) 
     assert len(node.ended) == 2, "still short of memory: one more"
 
 
+def test_it_does_not_wait_when_the_memory_of_the_last_one_is_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    node = _Node(monkeypatch)
+    node.monitor.wake()
+    node.use = (95, 100)
+    node.loop.turn()
+    node.loop.turn()
+    assert len(node.ended) == 1
+    node.monitor.ended()
+    node.loop.turn()
+    assert len(node.ended) == 2
+
+
 def test_small_workers_and_unknown_systems_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     node = _Node(monkeypatch)
     node.running = [node.running[0]._replace(rss=limits.MEMORY_VICTIM_FLOOR - 1)]

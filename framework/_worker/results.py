@@ -1,0 +1,152 @@
+"""From what a task returns, raises or yields to the frame that tells its owner."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any
+
+from framework._base import limits
+from framework._base.ids import object_id_bytes
+from framework._net.connection import Connection
+from framework._runtime.context import TaskContext
+from framework._serial import values
+from framework._serial.errors import encode_error
+from framework._wire import messages as m
+from framework._worker.arguments import ArgumentLost
+from framework._worker.interruption import Interrupt
+from framework._worker.templates import ExecTemplate
+from framework.exceptions import FrameworkError, TaskCancelledError
+
+if TYPE_CHECKING:
+    from framework._worker.executor import Executor
+
+
+class Results:
+    """Frames of outcomes, made by the thread that ran the task."""
+
+    __slots__ = ("_executor", "_runtime")
+
+    def __init__(self, executor: Executor) -> None:
+        self._executor = executor
+        self._runtime = executor.runtime
+
+    def encode(
+        self, connection: Connection, template: ExecTemplate, unique: int, micros: int, result: Any
+    ) -> tuple[bytes, list[Any] | None]:
+        """The frame of a result, and the references in it."""
+        returns = template.returns
+        pack = self._executor.thread.pack
+        if returns == 1:
+            if type(result) in values.ATOM_TYPES and values.is_atom(result):
+                return pack((m.DONE, unique, micros, result)), None
+            wire, refs = self._wire_of(
+                connection, template, unique, 1, result, f"the result of {template.name}()"
+            )
+            return pack((m.DONE, unique, micros, wire)), refs
+        if returns < 0:
+            return pack((m.DONE, unique, micros, result)), None
+        if returns == 0:
+            return pack((m.DONE_MANY, unique, micros, [])), None
+        results = self._split(template, result)
+        wires, held = [], []
+        for index, value in enumerate(results):
+            where = f"result {index} of {template.name}()"
+            wire, refs = self._wire_of(connection, template, unique, index + 1, value, where)
+            wires.append(wire)
+            held.extend(refs)
+        return pack((m.DONE_MANY, unique, micros, wires)), held
+
+    def _wire_of(
+        self, connection: Connection, template: ExecTemplate, unique: int, index: int, value: Any, where: str
+    ) -> tuple[Any, list[Any]]:
+        """A result in wire form, and the references in it. Large ones go into the store, as objects of the
+        caller.
+        """
+        sealed = self._runtime.store.seal_array(value, connection.ident, connection.state.address)
+        if sealed is not None:
+            return sealed, []
+        encoded = values.encode(value, where=where, name="result")
+        if encoded.size > (limits.FULL_INLINE if connection.full else limits.INLINE_LIMIT):
+            object_id = object_id_bytes(self._executor.contexts[unique].task_id, index)
+            store = self._runtime.store
+            return store.put(object_id, encoded, connection.ident, connection.state.address), encoded.refs
+        return encoded.wire, encoded.refs
+
+    @staticmethod
+    def _split(template: ExecTemplate, result: Any) -> list[Any]:
+        try:
+            results = list(result)
+        except TypeError:
+            raise ValueError(
+                f"{template.name}() has num_returns={template.returns}, so it must return that many values; "
+                f"it returned one {type(result).__name__}, which cannot be taken apart"
+            ) from None
+        if len(results) != template.returns:
+            raise ValueError(
+                f"{template.name}() has num_returns={template.returns}, but returned {len(results)} values"
+            )
+        return results
+
+    def encode_error(
+        self, template: ExecTemplate, context: TaskContext, micros: int, error: BaseException
+    ) -> tuple[bytes, list[Any] | None]:
+        """The frame of an exception, and the references in it. Never raises."""
+        unique = context.unique
+        if isinstance(error, ArgumentLost):
+            return self._executor.thread.pack((m.ARG_LOST, unique, error.object_id)), None
+        reason = self._executor.reasons.get(unique)
+        retryable = False
+        if reason is not None and isinstance(
+            error, Interrupt | asyncio.CancelledError | GeneratorExit | FrameworkError
+        ):
+            error = self._executor.cancel_error(unique, reason)
+        else:
+            if isinstance(error, SystemExit):
+                error = (
+                    _exit_error(error)
+                    if self._executor.actor is None
+                    else self._executor.actor.exit_error(template, error)
+                )
+            try:
+                retryable = template.retryable(error)
+            except Exception as problem:
+                error.__context__ = problem
+        if isinstance(error, TaskCancelledError) and error.task_id is None:
+            error = TaskCancelledError(context.task_id.hex(), error.reason)
+        wire, refs = encode_error(
+            error,
+            function_name=template.name,
+            pid=self._runtime.pid,
+            ip=self._runtime.config.node_ip,
+            task_id=context.task_id.hex(),
+            actor=self._executor.actor.describe() if self._executor.actor is not None else None,
+        )
+        return self._executor.thread.pack((m.FAILED, unique, micros, retryable, wire)), refs
+
+    def send_item(
+        self, connection: Connection, template: ExecTemplate, unique: int, index: int, value: Any
+    ) -> None:
+        """The executing thread: one item of a stream."""
+        pack = self._executor.thread.pack
+        if type(value) in values.ATOM_TYPES and values.is_atom(value):
+            self._send_item(connection, template, pack((m.ITEM, unique, index, value)))
+            return
+        wire, refs = self._wire_of(
+            connection, template, unique, index + 2, value, f"item {index} of {template.name}()"
+        )
+        if refs:
+            self._runtime.objects.hold(connection, unique, index + 2, refs)
+        self._send_item(connection, template, pack((m.ITEM, unique, index, wire)))
+
+    def _send_item(self, connection: Connection, template: ExecTemplate, data: bytes) -> None:
+        connection.send(data)
+        if template.careful:
+            self._executor.write_out(connection)
+
+
+def _exit_error(error: SystemExit) -> BaseException:
+    exit_error = RuntimeError(
+        f"the task called sys.exit({error.code!r}); the worker goes on, the task has failed"
+    )
+    exit_error.__traceback__ = error.__traceback__
+    return exit_error
