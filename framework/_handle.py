@@ -163,7 +163,7 @@ class _MethodCore:
         key = (name, returns, retries, options.concurrency_group, retry, shown)
         template = client.templates.get(key)
         if template is None:
-            template = runtime.submitter.template(shown, returns, b"", spec, _CallOptions(retries), None)
+            template = runtime.catalogue.template(shown, returns, b"", spec, _CallOptions(retries), None)
             template = client.templates.setdefault(key, template)
         self.prepared = (runtime, template, client, retries, window_of(options.generator_window))
         return self.prepared

@@ -17,6 +17,7 @@ from framework._handle import ActorMethod as ActorMethod
 from framework._methods import MethodTable, methods_of
 from framework._methods import method as method
 from framework._runtime.current import current
+from framework._runtime.encoding import encode_args
 from framework._serial.functions import dump_function
 from framework._serial.values import decode, encode
 from framework._state.tasks import Template
@@ -140,7 +141,7 @@ class ActorClass(Generic[T]):
         job = runtime.config.job
         actor_id = os.urandom(ACTOR_UNIQUE_SIZE) + job
         template = Template(0, f"{self._name}.__init__", 1, function_hash, {}, options, None)
-        wire, wire_kwargs, refs, deps = runtime.submitter.encode_args(template, args, kwargs)
+        wire, wire_kwargs, refs, deps = encode_args(runtime, template, args, kwargs)
         creation = runtime.objects.new(object_id_bytes(task_id_bytes(0, actor_id), 1))
         assert self._methods is not None
         retries, pending = options.max_task_retries, options.max_pending_calls

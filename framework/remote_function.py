@@ -132,13 +132,13 @@ class RemoteFunction(Generic[P, Out]):
         function_hash, payload, refs = dump_function(
             self._function, where=f"the remote function {self._name}()"
         )
-        submitter = runtime.submitter
-        submitter.function(function_hash, payload, refs)
+        catalogue = runtime.catalogue
+        catalogue.function(function_hash, payload, refs)
         scope = task_scope(runtime.config.job)
         resources = options.resources_units()
         env = environment(options.runtime_env, runtime)
         strategy = strategy_key(options.scheduling_strategy, options.label_selector)
-        key = submitter.key(resources, env, strategy, options.max_retries != 0)
+        key = catalogue.key(resources, env, strategy, options.max_retries != 0)
         spec: dict[str, Any] = {"scope": scope, "resources": resources}
         if options.max_calls:
             spec["max_calls"] = options.max_calls
@@ -148,7 +148,7 @@ class RemoteFunction(Generic[P, Out]):
         if retry is not None:
             spec["retry"] = retry
         returns = number_of_returns(options.num_returns, self._function)
-        template = submitter.template(self._name, returns, function_hash, spec, options, key)
+        template = catalogue.template(self._name, returns, function_hash, spec, options, key)
         window = window_of(options.generator_window)
         self._prepared = (runtime, template, scope, options.max_retries, window)
         return self._prepared

@@ -196,7 +196,7 @@ class ActorClient:
         if connection is None or self.state != ALIVE or connection.closed:
             return
         queue, inflight = self.queue, self.inflight
-        submitter = self._actors.runtime.submitter
+        prepare = self._actors.runtime.catalogue.prepare
         sent = False
         while queue and len(inflight) < limits.MAX_PENDING_PER_ACTOR_CONNECTION:
             task = queue[0]
@@ -216,7 +216,7 @@ class ActorClient:
             inflight[task.unique] = task
             self._count(task.unique)
             queue.popleft()
-            submitter.prepare(connection, task.template)
+            prepare(connection, task.template)
             connection.buffer(task.frame)
             sent = True
         if sent:

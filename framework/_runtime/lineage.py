@@ -178,9 +178,7 @@ class Lineage:
             )
         elif record.actor is not None and record.actor.ended:
             reason = f"The actor whose method {record.template.name}() made it is dead"
-            self._fail(
-                entry, ObjectReconstructionFailedError(object_id, f"{reason}: {record.actor.death()}")
-            )
+            self._fail(entry, ObjectReconstructionFailedError(object_id, f"{reason}: {record.actor.death()}"))
         else:
             self._run_again(entry, record)
 

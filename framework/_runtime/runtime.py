@@ -27,7 +27,9 @@ from framework._net.address import socket_path, unix_address
 from framework._net.connection import Connection, Frame, Handler
 from framework._net.listener import connect_unix, hello
 from framework._runtime.actors import Actors
+from framework._runtime.catalogue import Catalogue
 from framework._runtime.context import current_task
+from framework._runtime.leasing import Leasing
 from framework._runtime.lineage import Lineage
 from framework._runtime.objects import Objects
 from framework._runtime.peers import Peers
@@ -163,7 +165,9 @@ class Runtime:
         self.closing = False
         self.store = RuntimeStore(self)
         self.objects = Objects(self)
+        self.catalogue = Catalogue()
         self.submitter = Submitter(self)
+        self.leasing = Leasing(self)
         self.lineage = Lineage(self)
         self.streams = Streams(self)
         self.actors = Actors(self)
@@ -171,13 +175,14 @@ class Runtime:
         self.peer_handlers: dict[int, Handler] = {
             **self.objects.handlers,
             **self.submitter.handlers,
+            **self.leasing.handlers,
             **self.streams.handlers,
             **self.lineage.handlers,
             m.CANCEL_REF: self._cancel_ref,
             m.LIST_OBJECTS: self._list_objects,
         }
         self.node_handlers: dict[int, Handler] = {
-            **self.submitter.node_handlers,
+            **self.leasing.node_handlers,
             **self.store.node_handlers,
             m.WELCOME: self._node_welcome,
         }
@@ -232,7 +237,7 @@ class Runtime:
         self.node = node
         kind = "driver" if self.config.is_driver else "worker"
         node.cast(*hello(kind, self.worker_id, self.address, self.job_info()))
-        self.submitter.node_connected()
+        self.leasing.node_connected()
         return node
 
     def attach_head(self, sock: Any) -> Connection:
@@ -314,7 +319,7 @@ class Runtime:
                     if not entry.state:
                         entry.seen = True
                         self.objects.fail(entry, error)
-                self.submitter.close()
+                self.leasing.close()
                 if self._tick_timer is not None:
                     self._tick_timer.cancel()
                 self.background.cancel()
@@ -392,7 +397,7 @@ class Runtime:
 
     def flush(self) -> None:
         """On the loop: send what has become ready."""
-        self.submitter.flush_dirty()
+        self.leasing.flush()
         if self.actors.dirty:
             self.actors.flush()
 
@@ -824,7 +829,7 @@ class Runtime:
         address = connection.state.address if connection.state is not None else ""
         if address:
             self.objects.owner_connection_lost(address)
-        self.submitter.peer_lost(connection)
+        self.leasing.peer_lost(connection)
         self.actors.peer_lost(connection)
         if self.on_peer_lost is not None:
             self.on_peer_lost(connection)

@@ -91,9 +91,7 @@ def error_to_wire(
     """As `encode_error`, for errors that nobody keeps references for: one that has any goes as its text.
     Never raises.
     """
-    wire, refs = encode_error(
-        exc, function_name=function_name, pid=pid, ip=ip, task_id=task_id, actor=actor
-    )
+    wire, refs = encode_error(exc, function_name=function_name, pid=pid, ip=ip, task_id=task_id, actor=actor)
     if not refs:
         return wire
     text, class_name = (wire[4], wire[3]) if wire[1] == KIND_FRAMEWORK else (wire[8], wire[7])

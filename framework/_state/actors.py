@@ -175,8 +175,8 @@ class ActorDirectory:
 
     def save(self, actor_id: bytes, incarnation: int, state: Any, stored: bytes | None) -> list[Command]:
         """It wants to find this state (wire form) again if it is restarted. Where it is in the store, under
-        the id `stored`, it belongs to this directory from now on. Raises `ValueError` when that incarnation is
-        over."""
+        the id `stored`, it belongs to this directory from now on. Raises `ValueError` when that incarnation
+        is over."""
         record = self.records.get(actor_id)
         if record is None or record.state == DEAD or record.incarnation != incarnation:
             raise ValueError("this incarnation of the actor is over: its state is not kept")

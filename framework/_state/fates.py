@@ -41,8 +41,6 @@ def fates(sent: Sequence[int], running: int, first: int, last: int) -> list[Fate
     offset = (running - first) & UNIQUE_MASK
     if offset <= (last - first) & UNIQUE_MASK:
         # Ours, and answered or given up: what was sent after it had not begun.
-        return [
-            Fate.BEGUN if (unique - first) & UNIQUE_MASK < offset else Fate.UNTOUCHED for unique in sent
-        ]
+        return [Fate.BEGUN if (unique - first) & UNIQUE_MASK < offset else Fate.UNTOUCHED for unique in sent]
     # Another caller's: how far ours had come, nobody knows.
     return [Fate.BEGUN] * len(sent)

@@ -1,5 +1,7 @@
-"""Deaths of actors, one test for each moment at which it may happen. (Of the driver's end with detached actors:
-test_detached.py. Of a constructor or an argument of it that fails: test_actor_life.py.)
+"""Deaths of actors: one test for each moment at which it may happen.
+
+Elsewhere: the driver's end with detached actors (test_detached.py); a constructor, or an argument of it, that
+fails (test_actor_life.py).
 """
 
 from __future__ import annotations
@@ -225,8 +227,8 @@ def test_while_a_call_runs(session: object, log: str, kind: str, retries: int) -
 
 @pytest.mark.parametrize("retries", [0, -1])
 def test_while_its_reply_is_buffered(session: object, log: str, retries: int) -> None:
-    """Replies of short calls wait for company: those of the calls just before the death may be lost. They have
-    run, and without retries do not run again."""
+    """Replies of short calls wait for company: those of the calls just before the death may be lost. They
+    have run, and without retries do not run again."""
     actor = start(log, max_restarts=-1, max_task_retries=retries)
     for turn in range(5):
         held = actor.hold.remote(f"h{turn}")
@@ -256,7 +258,7 @@ def test_while_its_reply_is_buffered(session: object, log: str, retries: int) ->
 
 
 def test_between_a_reply_and_the_next_call(session: object, log: str) -> None:
-    """Whether the caller has heard of the death or not: what it calls now has not begun, and costs nothing."""
+    """Whether the caller has heard of the death or not: what it calls now has not begun, and is free."""
     actor = start(log, max_restarts=-1)
     for number in range(8):
         pid = get(actor.pid.remote())
@@ -352,7 +354,6 @@ def test_the_head_is_told_late(session: object, log: str, kind: str) -> None:
     node.send_signal(signal.SIGSTOP)
     try:
         end(pid)
-        wait_until(lambda: psutil.Process(pid).status() == psutil.STATUS_ZOMBIE or True, LIMIT)
         calls = [actor.step.remote(n) for n in range(3)]
         assert fw.wait(calls, num_returns=3, timeout=0.2)[0] == []
     finally:

@@ -20,7 +20,7 @@ from support.leaks import wait_until
 
 pytestmark = [pytest.mark.integration, pytest.mark.slow]
 
-PROGRAMS = int(os.environ.get("FRAMEWORK_TEST_PROGRAMS", "0"))
+PROGRAMS = int(os.environ.get("FRAMEWORK_TEST_PROGRAMS") or 0)
 
 #: What a call does: returns, raises, takes a while, is killed in its middle, ends its process (once each),
 #: calls another actor, has an argument that is not there yet or lies in the store, is cancelled at once, or
@@ -89,7 +89,7 @@ def try_program(program: Program, log: str, helpers: list[Any]) -> None:
 
 def test_programs(helpers: list[Any], tmp_path_factory: pytest.TempPathFactory) -> None:
     @settings(
-        max_examples=PROGRAMS or 25,
+        max_examples=PROGRAMS or 60,
         derandomize=not PROGRAMS,
         database=None,
         deadline=None,

@@ -60,6 +60,7 @@ class Echo:
 @fw.remote(num_cpus=0, max_retries=0)
 def late(value: Any, before: Any) -> Any:
     """A value that is there a while after `before`."""
+    time.sleep(0.02)
     return value
 
 

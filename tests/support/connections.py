@@ -5,23 +5,23 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from framework._net.connection import Handler
+from framework._net.connection import Connection, Handler
 from framework._wire import messages as m
 from framework.exceptions import FrameworkError
 
 
-class Recorder:
+class Recorder(Connection):
     """A peer of a service, without a socket. `said` has the frames that the service has sent to it."""
 
     def __init__(self, kind: str = "", ident: bytes = b"", **peer: Any) -> None:
+        # (Not as a connection begins: there is no socket, and no loop.)
         self.kind = kind
         self.ident = ident
         self.peer: dict[str, Any] = {"pid": 0, "address": f"unix:{ident.hex()}", **peer}
         self.name = f"{kind} {ident.hex()}"
         self.state: Any = None
         self.closed = False
-        self.congested = False
-        self.full = False
+        self.slow = False
         self.said: list[list[Any]] = []
         self.answers: list[Any] = []
         self._rid = 0
@@ -34,7 +34,11 @@ class Recorder:
         assert rid == self._rid
         self.answers.append(value)
 
-    def flush(self) -> None: ...
+    def flush(self, wait: bool = False) -> None: ...
+
+    @property
+    def congested(self) -> bool:
+        return self.slow
 
     def close(self, error: BaseException | None = None) -> None:
         self.closed = True
@@ -49,7 +53,7 @@ class Recorder:
         """Have the service handle a message of this peer."""
         frame = [opcode, *fields]
         m.check(frame)
-        handlers[opcode](self, frame)  # type: ignore[arg-type]
+        handlers[opcode](self, frame)
 
     def ask(self, handlers: Mapping[int, Handler], opcode: int, *fields: Any) -> Any:
         """A call of this peer; the answer, or the error raised."""

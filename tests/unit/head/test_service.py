@@ -33,7 +33,7 @@ class World:
             {"node_id": b"n", "total": {"CPU": 20_000, "oven": 10_000}, "pid": 1, "session_dir": "/s"},
         )
         for peer in (self.one, self.two):
-            assert self.head.peer_joined(peer) is None  # type: ignore[arg-type]
+            assert self.head.peer_joined(peer) is None
 
     def ask(self, peer: Recorder, opcode: int, *fields: Any) -> Any:
         return peer.ask(self.head.handlers, opcode, *fields)
@@ -45,10 +45,10 @@ class World:
         self.tell(self.node, m.ACTOR_PLACED, actor, incarnation, b"w", "unix:w", 5, None)
 
     def gone(self, actor: bytes = ACTOR, incarnation: int = 0) -> None:
-        self.tell(self.node, m.ACTOR_GONE, actor, incarnation, "it crashed", False, 0)
+        self.tell(self.node, m.ACTOR_GONE, actor, incarnation, "it crashed", False, 0, "")
 
     def lost(self, peer: Recorder) -> None:
-        self.head.peer_lost(peer)  # type: ignore[arg-type]
+        self.head.peer_lost(peer)
 
 
 @pytest.fixture

@@ -68,7 +68,7 @@ def test_it_rests_until_half_of_the_reserve_is_gone() -> None:
     machine.warmer.used(100 * MIB)
     machine.work()
     count = len(machine.provided)
-    for high in range(100, 148, 4):
+    for high in range(100, 133, 4):
         machine.warmer.used(high * MIB)
     assert not machine.waiting and len(machine.provided) == count
     machine.warmer.used(160 * MIB)

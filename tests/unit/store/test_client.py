@@ -247,3 +247,41 @@ def test_pickles_and_buffers_mix(client: StoreClient) -> None:
 def test_the_store_is_too_small(client: StoreClient) -> None:
     with pytest.raises(exceptions.ObjectStoreFullError, match="object_store_memory"):
         stored(client, np.zeros(65 * MIB, dtype=np.uint8))
+
+
+def test_a_sealed_array_cannot_be_made_writable_again(client: StoreClient) -> None:
+    array = client.reserve(b"a" * 28, 80_000, OWNER).view(np.float64).reshape(100, 100)
+    array[:] = 5
+    assert sealed(client, array) is not None
+    for view in (array, array.base, array[3:], array.reshape(-1), array.view(np.int64)):
+        with pytest.raises(ValueError, match="WRITEABLE"):
+            view.flags.writeable = True
+    assert (array == 5).all()
+
+
+def test_an_array_whose_buffer_was_taken_is_not_sealed(client: StoreClient) -> None:
+    array = client.reserve(b"a" * 28, 80_000, OWNER).view(np.float64)
+    taken = array.base.base[:8]  # the memory itself, from behind numpy
+    assert sealed(client, array) is None
+    assert array.flags.writeable
+    taken[0] = 1
+
+
+def test_the_end_of_an_old_view_is_told_by_its_place(client: StoreClient, node: FakeNode) -> None:
+    """An object that was lost and made again: views of both are alive."""
+    object_id = stored(client, np.full(50_000, 1.0))
+    old = read(client, object_id)
+    client.forget(object_id)
+    client.write(object_id, values.encode(np.full(50_000, 2.0)).wire, OWNER)
+    fresh = StoreClient(node)
+    new = values.decode(fresh.read(object_id))
+    assert node.state.stats["pins"] == 2
+    del old
+    gc.collect()
+    client.drain()
+    assert node.state.stats["pins"] == 1
+    client.free([object_id])
+    assert (new == 2.0).all() and node.state.stats["objects"] == 1
+    del new
+    fresh.recall([])
+    assert node.state.stats["objects"] == 0
