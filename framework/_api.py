@@ -96,7 +96,7 @@ def get(refs: Any, *, timeout: float | None = None, copy: bool = False) -> Any:
     if type(refs) is ObjectRef:
         entry = refs._entry
         if not entry.state:
-            runtime.get([entry], timeout)
+            runtime.waiting.get([entry], timeout)
         return runtime.value(entry, copy)
     if isinstance(refs, ObjectRefGenerator):
         raise TypeError("get() of a generator: iterate over it, each item is a reference")
@@ -109,7 +109,7 @@ def get(refs: Any, *, timeout: float | None = None, copy: bool = False) -> Any:
                 f"get() takes references: item {position} of the list is {_shown(ref)}{_hint(ref)}"
             )
         entries.append(ref._entry)
-    runtime.get(entries, timeout)
+    runtime.waiting.get(entries, timeout)
     return runtime.values(entries, copy)
 
 
@@ -181,7 +181,7 @@ def wait(
         )
     done = first_done(entries, num_returns)
     if len(done) < num_returns:
-        runtime.wait(entries, num_returns, timeout, False, "wait")
+        runtime.waiting.wait(entries, num_returns, timeout, False, "wait")
         done = first_done(entries, num_returns)
     rest: list[ObjectRef[R]] = []
     start = 0

@@ -11,7 +11,8 @@ from framework._base import limits
 from framework._base.ids import job_id_bytes
 from framework._net.listener import connect_unix
 from framework._node.local import LocalNode
-from framework._runtime.runtime import Config as Config
+from framework._runtime import logs as logs
+from framework._runtime.config import Config as Config
 from framework._runtime.runtime import Runtime
 from framework._wire import messages as m
 from framework.exceptions import ConnectionFailedError

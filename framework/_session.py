@@ -267,7 +267,6 @@ def _start(address: str | None, wanted: dict[str, Any], facts: dict[str, Any]) -
         else:
             session_dir = _session_at(address)
         from framework import _boot  # the node process starts meanwhile
-        from framework._runtime import logs
         from framework._runtime.output import LogPrinter
 
         config = _boot.Config(session_dir=session_dir, worker_id=identity, is_driver=True)
@@ -281,7 +280,7 @@ def _start(address: str | None, wanted: dict[str, Any], facts: dict[str, Any]) -
             "logging": facts["logging"],
         }
         if facts["logging"] is not None:
-            logs.configure(*facts["logging"])
+            _boot.logs.configure(*facts["logging"])
         runtime = _boot.make_runtime(config)
         runtime.start()
         if config.log_to_driver:

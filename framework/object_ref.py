@@ -11,7 +11,7 @@ from typing import Any, Generic, TypeVar, cast
 
 from framework._base.ids import JobID, ObjectID, TaskID
 from framework._runtime.current import current
-from framework._runtime.runtime import format_site
+from framework._runtime.sites import format_site
 from framework._runtime.waiters import mailbox_of, register, unregister
 from framework._serial.refs import reduce_ref, register_ref_type
 from framework._serial.values import FORM_STORED
@@ -115,7 +115,7 @@ class ObjectRef(Generic[T]):
     def __await__(self) -> Generator[Any, None, T]:
         entry = self._entry
         if not entry.state:
-            yield from self._runtime.wait_async(entry).__await__()
+            yield from self._runtime.waiting.wait_async(entry).__await__()
         if type(entry.value) is list and entry.value[0] == FORM_STORED:
             return cast(T, (yield from self._runtime.value_async(entry).__await__()))
         return cast(T, self._runtime.value(entry))
@@ -145,7 +145,7 @@ class ObjectRef(Generic[T]):
                 future.set_exception(error)
             del keep
 
-        runtime.callback(entry, finish)
+        runtime.waiting.callback(entry, finish)
         return future
 
     def _on_completed(self, callback: Callable[[Any], object]) -> None:
@@ -162,7 +162,7 @@ class ObjectRef(Generic[T]):
             callback(value)
             del keep
 
-        runtime.callback(entry, finish)
+        runtime.waiting.callback(entry, finish)
 
     # What asyncio.wait() needs of the things it waits for.
 
@@ -204,7 +204,7 @@ class ObjectRef(Generic[T]):
         if context is None:
             context = contextvars.copy_context()
         # A coroutine that runs as a task waits for other tasks by this: it lends its CPUs, as by `await`.
-        lending = None if self._entry.state else self._runtime.blocked()
+        lending = None if self._entry.state else self._runtime.waiting.blocked()
 
         key = object()
 
@@ -294,7 +294,7 @@ class ObjectRefGenerator(Generic[T]):
         if self._closed:
             raise StopIteration
         if asyncio._get_running_loop() is not None and not runtime.streams.ready(self._ref):
-            runtime.warn_blocking("next")
+            runtime.waiting.warn_blocking("next")
         ref = runtime.streams.next_blocking(self._ref)
         if ref is None:
             raise StopIteration

@@ -189,7 +189,8 @@ class StoreService:
 
     def peer_lost(self, connection: Connection) -> None:
         """A process of this node has ended."""
-        self._run(self.state.holder_gone(connection))
+        if not self._closed:
+            self._run(self.state.holder_gone(connection))
 
     # ---- commands ------------------------------------------------------------------------------------
 

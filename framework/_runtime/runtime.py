@@ -13,12 +13,9 @@ import itertools
 import logging
 import os
 import random
-import sys
 import threading
 import time
-import warnings
-from collections.abc import Callable, Coroutine, Iterator
-from types import CodeType, FrameType
+from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
 from framework._base import limits
@@ -28,22 +25,18 @@ from framework._net.connection import Connection, Frame, Handler
 from framework._net.listener import connect_unix, hello
 from framework._runtime.actors import Actors
 from framework._runtime.catalogue import Catalogue
+from framework._runtime.config import Config, new_loop
 from framework._runtime.context import current_task
 from framework._runtime.leasing import Leasing
 from framework._runtime.lineage import Lineage
+from framework._runtime.listing import Listing
 from framework._runtime.objects import Objects
 from framework._runtime.peers import Peers
+from framework._runtime.sites import call_site
 from framework._runtime.store import RuntimeStore
 from framework._runtime.streams import Streams
 from framework._runtime.submit import Submitter
-from framework._runtime.waiters import (
-    FutureWaiter,
-    ThreadWaiter,
-    mailbox_of,
-    register,
-    unregister,
-    wait_set,
-)
+from framework._runtime.waiting import Waiting
 from framework._serial import values
 from framework._serial.errors import error_to_wire
 from framework._serial.private import decode_private
@@ -54,8 +47,6 @@ from framework._state.objects import FAILED, READY, Entry
 from framework._wire import messages as m
 from framework._wire.codec import new_packer
 from framework.exceptions import (
-    ForkedProcessError,
-    GetTimeoutError,
     LocalNodeDiedError,
     NotInitializedError,
     ObjectLostError,
@@ -64,67 +55,6 @@ from framework.exceptions import (
 
 log = logging.getLogger("framework")
 T = TypeVar("T")
-
-
-def new_loop() -> asyncio.AbstractEventLoop:
-    """uvloop's where there is one."""
-    try:
-        import uvloop
-    except ImportError:
-        return asyncio.new_event_loop()
-    return uvloop.new_event_loop()
-
-
-def _call_site() -> tuple[CodeType, int] | None:
-    """(code, instruction) of the innermost frame outside of this package."""
-    frame: FrameType | None = sys._getframe(1)
-    while frame is not None and frame.f_code.co_filename.startswith(_PACKAGE):
-        frame = frame.f_back
-    return None if frame is None else (frame.f_code, frame.f_lasti)
-
-
-_PACKAGE = os.path.dirname(os.path.dirname(__file__)) + os.sep
-
-
-def format_site(site: tuple[CodeType, int] | None) -> str:
-    """``file:line in function`` of a call site."""
-    if site is None:
-        return ""
-    code, instruction = site
-    positions = list(code.co_positions())
-    line = positions[instruction // 2][0] if instruction // 2 < len(positions) else None
-    return f"{code.co_filename}:{line or code.co_firstlineno} in {code.co_qualname}"
-
-
-class Config:
-    """Who this process is, in which session."""
-
-    __slots__ = (
-        "env",
-        "is_driver",
-        "job",
-        "job_facts",
-        "log_to_driver",
-        "namespace",
-        "node_id",
-        "node_ip",
-        "session_dir",
-        "worker_id",
-    )
-
-    def __init__(self, *, session_dir: str, worker_id: bytes, is_driver: bool) -> None:
-        self.session_dir = session_dir
-        self.worker_id = worker_id
-        self.is_driver = is_driver
-        self.job = b""
-        self.job_facts: dict[str, Any] = {}  #: sys.path, working directory and namespace of the driver
-        self.env: dict[
-            str, str
-        ] = {}  #: environment variables that tasks and actors started from here inherit
-        self.namespace = ""
-        self.node_id = b"\xff" * 28
-        self.node_ip = "127.0.0.1"
-        self.log_to_driver = True
 
 
 class Runtime:
@@ -163,6 +93,8 @@ class Runtime:
         self.actor_host: Any = None  #: the actor that lives in this process
         self.node_facts: dict[str, Any] = {}
         self.closing = False
+        self.waiting = Waiting(self)
+        self.listing = Listing(self)
         self.store = RuntimeStore(self)
         self.objects = Objects(self)
         self.catalogue = Catalogue()
@@ -179,7 +111,7 @@ class Runtime:
             **self.streams.handlers,
             **self.lineage.handlers,
             m.CANCEL_REF: self._cancel_ref,
-            m.LIST_OBJECTS: self._list_objects,
+            **self.listing.handlers,
         }
         self.node_handlers: dict[int, Handler] = {
             **self.leasing.node_handlers,
@@ -198,17 +130,15 @@ class Runtime:
         self._tick = limits.DROP_TICK
         self._tick_timer: asyncio.TimerHandle | None = None
         self._flush_scheduled = False
-        self._warned_blocking: set[tuple[str, int]] = set()
-        self._callbacks: concurrent.futures.ThreadPoolExecutor | None = None
         self._pinned: list[Any] = []
-        self._thread = threading.Thread(target=self._run, name="framework-runtime", daemon=True)
+        self.thread = threading.Thread(target=self._run, name="framework-runtime", daemon=True)
 
     # ---- life ----------------------------------------------------------------------------------------
 
     def start(self) -> None:
         """Start the loop's thread."""
         set_out_of_band_hook(self._pinned.append)
-        self._thread.start()
+        self.thread.start()
         self.post(self._on_tick)
 
     def _run(self) -> None:
@@ -335,9 +265,8 @@ class Runtime:
         self.post(finish)
         done.wait(limits.SHUTDOWN_GRACE)
         with contextlib.suppress(RuntimeError):  # Ctrl-C came before the thread had started
-            self._thread.join(limits.SHUTDOWN_GRACE)
-        if self._callbacks is not None:
-            self._callbacks.shutdown(wait=False)
+            self.thread.join(limits.SHUTDOWN_GRACE)
+        self.waiting.close()
         set_out_of_band_hook(None)
 
     # ---- the bridge ----------------------------------------------------------------------------------
@@ -354,7 +283,7 @@ class Runtime:
     def run_sync(self, coroutine: Coroutine[Any, Any, T], timeout: float | None = None) -> T:
         """Any thread but the loop's: run a coroutine on the loop and wait for it."""
         future = asyncio.run_coroutine_threadsafe(coroutine, self.loop)
-        with self.blocked():
+        with self.waiting.blocked():
             try:
                 return future.result(timeout)
             except concurrent.futures.TimeoutError:
@@ -460,7 +389,7 @@ class Runtime:
         return self._put_wire(object_id, encoded.wire, encoded.refs)
 
     def _may_store(self, size: int) -> bool:
-        if threading.current_thread() is self._thread:
+        if threading.current_thread() is self.thread:
             return False
         return asyncio._get_running_loop() is None or self.store.client.has_room(size)
 
@@ -468,7 +397,7 @@ class Runtime:
         entry = self.objects.new(object_id)
         entry.contained = refs or None
         entry.made_by_put = True
-        entry.site = _call_site()
+        entry.site = call_site()
         entry.value = wire
         entry.state = READY
         return self.ref_of(entry)
@@ -579,155 +508,6 @@ class Runtime:
             return self.store.read(wire, private)
         return decode_private(wire) if private else values.decode(wire)
 
-    def wait(self, entries: list[Entry], needed: int, timeout: float | None, eager: bool, what: str) -> bool:
-        """Any thread but the loop's: block until `needed` of them are done; False when the time ran out. With
-        `eager`, one failure is enough."""
-        pending = [entry for entry in entries if not entry.state]
-        needed -= len(entries) - len(pending)
-        if needed <= 0:
-            return True
-        if timeout is not None and timeout <= 0:
-            self.ask_for(pending)
-            return False
-        self._check_thread(what)
-        self.ask_for(pending)
-        if not eager:
-            with wait_set() as several, self.blocked():
-                return several.wait_for(pending, needed, timeout)
-        waiter = ThreadWaiter(pending, needed, eager)
-        for entry in pending:
-            register(entry, waiter)
-        try:
-            with self.blocked():
-                return waiter.wait(timeout)
-        finally:
-            for entry in pending:
-                if not entry.state:
-                    unregister(entry, waiter)
-
-    def ask_for(self, pending: list[Entry]) -> None:
-        """Any thread: somebody is going to wait for these."""
-        borrowed = [entry for entry in pending if entry.owner is not None and not entry.fetching]
-        if borrowed:
-            self.post(self._need_all, borrowed)
-
-    def _need_all(self, entries: list[Entry]) -> None:
-        for entry in entries:
-            self.objects.need(entry)
-
-    def _check_thread(self, what: str) -> None:
-        if threading.current_thread() is self._thread:
-            raise RuntimeError(
-                f"{what}() was called on the runtime's own loop, for which it would wait forever"
-            )
-        if asyncio._get_running_loop() is not None:
-            self.warn_blocking(what)
-
-    def warn_blocking(self, what: str) -> None:
-        """A blocking call inside a running event loop: say so once per line."""
-        import sys
-
-        frame = sys._getframe(1)
-        here = os.path.dirname(os.path.dirname(__file__)) + os.sep
-        while frame.f_back is not None and frame.f_code.co_filename.startswith(here):
-            frame = frame.f_back
-        place = (frame.f_code.co_filename, frame.f_lineno)
-        if place in self._warned_blocking or len(self._warned_blocking) >= limits.WARNED_LINES:
-            return
-        self._warned_blocking.add(place)
-        form = {
-            "get": "`await ref` (or `await asyncio.gather(*refs)`)",
-            "wait": "`await asyncio.wait(refs)`",
-            "next": "`async for ref in generator`",
-        }
-        warnings.warn_explicit(
-            f"blocking {what}() inside a running event loop stops everything else on that loop, at "
-            f"{place[0]}:{place[1]}; use "
-            f"{form.get(what, 'the await form')} instead",
-            RuntimeWarning,
-            filename=place[0],
-            lineno=place[1],
-        )
-
-    @contextlib.contextmanager
-    def blocked(self) -> Iterator[None]:
-        """Any thread: the block waits for other tasks. A worker lends out its CPUs meanwhile."""
-        hook = self.on_blocked
-        if hook is None or not self.in_task():
-            yield
-            return
-        hook()
-        try:
-            yield
-        finally:
-            if self.on_unblocked is not None:
-                self.on_unblocked()
-
-    def get(self, entries: list[Entry], timeout: float | None) -> None:
-        """Any thread but the loop's: block until all are done, or one has failed."""
-        if not self.wait(entries, len(entries), timeout, True, "get"):
-            pending = [entry for entry in entries if not entry.state]
-            raise GetTimeoutError(
-                f"get() timed out after {timeout} s: {len(pending)} of {len(entries)} objects are not ready "
-                f"(first: {self.describe(pending[0]) if pending else 'none'})"
-            )
-
-    def describe(self, entry: Entry) -> str:
-        """What is known of a pending object, for errors."""
-        task = entry.task
-        name = getattr(getattr(task, "template", None), "name", None)
-        made_by = f" made by {name}()" if name else ""
-        return f"ObjectRef({entry.id.hex()}){made_by}"
-
-    async def wait_async(self, entry: Entry) -> None:
-        """On any loop: until the object is done."""
-        if entry.state:
-            return
-        self._check_process()
-        if entry.owner is not None and not entry.fetching:
-            self.post(self.objects.need, entry)
-        loop = asyncio.get_running_loop()
-        future: asyncio.Future[None] = loop.create_future()
-        waiter = FutureWaiter(mailbox_of(loop), future)
-        register(entry, waiter)
-        try:
-            if self.on_blocked is None:
-                await future
-            else:
-                with self.blocked():
-                    await future
-        finally:
-            if not entry.state:
-                unregister(entry, waiter)
-
-    def _check_process(self) -> None:
-        """References work without asking for the current runtime, so they check for themselves."""
-        if os.getpid() != self.pid:
-            raise ForkedProcessError(
-                f"this reference belongs to process {self.pid}, of which this one (pid {os.getpid()}) is a "
-                "fork: its "
-                "connections cannot be used here. Get the values before the fork, or use remote tasks "
-                "instead of os.fork"
-            )
-
-    def callback(self, entry: Entry, function: Callable[[], object]) -> None:
-        """Any thread: call `function` in a thread for callbacks when the object is done."""
-        if not entry.state:
-            self._check_process()
-        if self._callbacks is None:
-            self._callbacks = concurrent.futures.ThreadPoolExecutor(
-                1, thread_name_prefix="framework-callbacks"
-            )
-        pool = self._callbacks
-        if entry.owner is not None:
-            self.post(self.objects.need, entry)
-
-        def done(_: Entry) -> None:
-            with contextlib.suppress(RuntimeError):
-                pool.submit(function)
-
-        register(entry, done)
-
     # ---- cancelling ----------------------------------------------------------------------------------
 
     def cancel(self, entry: Entry, force: bool, recursive: bool) -> None:
@@ -761,61 +541,6 @@ class Runtime:
             self.after_batch()
 
         self.post(end)
-
-    # ---- listing ---------------------------------------------------------------------------------------
-
-    def _list_objects(self, connection: Connection, frame: Frame) -> None:
-        connection.reply(frame[1], self.describe_objects())
-
-    def describe_objects(self) -> list[dict[str, Any]]:
-        """On the loop: all objects that this process owns or has borrowed."""
-        self.objects.drain_drops()
-        found = []
-        for entry in list(self.objects.table.entries.values()):
-            wire = entry.value
-            stored = type(wire) is list and wire[0] == values.FORM_STORED
-            found.append(
-                {
-                    "object_id": entry.id,
-                    "owner": entry.owner or self.address,
-                    "borrowed": entry.owner is not None,
-                    "state": ("PENDING", "READY", "FAILED")[entry.state],
-                    "size": wire[3] if stored else values.wire_size(wire) if entry.state == READY else 0,
-                    "stored": stored,
-                    "store_id": wire[1] if stored else b"",
-                    "local": entry.local,
-                    "borrowers": [getattr(c, "name", "?") for c in entry.borrowers or ()],
-                    "contains": len(entry.contained or ()),
-                    "task": getattr(getattr(entry.task, "template", None), "name", ""),
-                    "call_site": format_site(entry.site),
-                }
-            )
-        return found
-
-    def list_everywhere(self) -> list[dict[str, Any]]:
-        """Any thread but the loop's: the objects of all processes of this node, with where each process
-        is.
-        """
-
-        async def ask() -> list[dict[str, Any]]:
-            assert self.node is not None
-            answer = await self.node.call(m.PROCESSES)
-            rows = []
-            for process in answer:
-                if process["ident"] == self.worker_id:
-                    objects = self.describe_objects()
-                else:
-                    peer = self.peers.connect(process["address"])
-                    if peer is None:
-                        continue
-                    try:
-                        objects = await peer.call(m.LIST_OBJECTS)
-                    except ConnectionError:
-                        continue
-                rows += [{**row, "pid": process["pid"], "kind": process["kind"]} for row in objects]
-            return rows
-
-        return self.run_sync(ask())
 
     # ---- peers ---------------------------------------------------------------------------------------
 

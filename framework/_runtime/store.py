@@ -251,7 +251,7 @@ class RuntimeStore:
             for other in itertools.islice(ahead, limits.STORE_RESTORE_AHEAD - len(coming)):
                 coming.append(self._asked_for(wires[other][1]))
             view = None
-            with self._runtime.blocked(), contextlib.suppress(Exception):  # reading it will tell
+            with self._runtime.waiting.blocked(), contextlib.suppress(Exception):  # reading it will tell
                 view = coming.popleft().result()
             yield position
             del view

@@ -243,7 +243,7 @@ class Streams:
             waiter = ThreadWaiter((), 0, False)
             self._listen(stream, source, waiter)
             try:
-                with self._runtime.blocked():
+                with self._runtime.waiting.blocked():
                     waiter.wait(None)
             finally:
                 self._forget(stream, waiter)
@@ -263,7 +263,7 @@ class Streams:
             waiter = FutureWaiter(mailbox_of(loop), future)
             self._listen(stream, source, waiter)
             try:
-                with self._runtime.blocked():
+                with self._runtime.waiting.blocked():
                     await future
             finally:
                 self._forget(stream, waiter)

@@ -28,8 +28,8 @@ from framework._base import limits
 from framework._base.ids import SEVERAL_TASKS
 from framework._base.signature import is_async_class
 from framework._net.connection import Connection, Frame
+from framework._runtime.config import new_loop
 from framework._runtime.context import TaskContext, current_task
-from framework._runtime.runtime import new_loop
 from framework._serial import values
 from framework._serial.errors import error_to_wire
 from framework._serial.functions import load_function
@@ -447,9 +447,9 @@ class ActorHost:
             for wire in wires
             if type(wire) is list and wire[0] == values.FORM_REFERENCE
         ]
-        self._runtime.ask_for([ref._entry for ref in refs])
+        self._runtime.waiting.ask_for([ref._entry for ref in refs])
         for ref in refs:
-            await self._runtime.wait_async(ref._entry)
+            await self._runtime.waiting.wait_async(ref._entry)
         wires += [ref._entry.value for ref in refs]
         stored = [wire[1] for wire in wires if type(wire) is list and wire[0] == values.FORM_STORED]
         kept: list[Any] = [*refs]

@@ -40,7 +40,7 @@ def decode_args(
     }
     wires = every
     if refs:
-        runtime.get([ref._entry for ref in refs.values()], None)
+        runtime.waiting.get([ref._entry for ref in refs.values()], None)
         wires = list(every)
         for position, ref in refs.items():
             wires[position] = ref._entry.value
@@ -57,7 +57,7 @@ def _decode_arg(runtime: Runtime, value: Any, ref: Any) -> Any:
             ref = runtime.make_ref(value[1], value[2])
         entry = ref._entry
         if not entry.state:
-            runtime.get([entry], None)
+            runtime.waiting.get([entry], None)
         return runtime.value(entry)
     try:
         return runtime.decode(value)

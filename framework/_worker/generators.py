@@ -137,7 +137,7 @@ class Producer:
             if self._spend():
                 return True
         # It waits for its consumer, who may need the CPUs of this worker.
-        with self._executor.runtime.blocked(), self._wake:
+        with self._executor.runtime.waiting.blocked(), self._wake:
             while not self._closed:
                 if self._spend():
                     return True
@@ -187,5 +187,5 @@ class Producer:
                 if self._spend():
                     return True
                 self._async_wake.clear()
-            with self._executor.runtime.blocked():
+            with self._executor.runtime.waiting.blocked():
                 await self._async_wake.wait()

@@ -12,8 +12,9 @@ from typing import Any
 from framework._net.connection import Connection, Frame
 from framework._net.listener import connect_unix
 from framework._runtime import logs
+from framework._runtime.config import Config
 from framework._runtime.current import set_current
-from framework._runtime.runtime import Config, Runtime
+from framework._runtime.runtime import Runtime
 from framework._wire import messages as m
 from framework._worker import stdio
 from framework._worker.actor_host import ActorHost

@@ -25,7 +25,7 @@ def list_objects(
     runtime = current()
     blocks = {row["object_id"]: row for row in runtime.store.node_call(m.STORE_LIST)["objects"]}
     rows = []
-    for row in runtime.list_everywhere():
+    for row in runtime.listing.everywhere():
         block = blocks.get(row["store_id"]) if row["stored"] else None
         rows.append(
             {

@@ -514,3 +514,44 @@ def test_directories_of_others_are_refused(
     root.chmod(0o755)
     with fw.init(num_cpus=1):
         assert stat.S_IMODE(root.stat().st_mode) == 0o700
+
+
+# ---- logging -----------------------------------------------------------------------------------------
+
+LOGGING = """
+import logging, framework as fw
+fw.init(num_cpus=1, {arguments})
+log = logging.getLogger("framework.test")
+@fw.remote
+def work():
+    log.debug("debug there"); log.info("info there"); log.warning("warning there")
+    return logging.getLogger("framework").level
+log.debug("debug here"); log.info("info here"); log.warning("warning here")
+print("LEVEL", fw.get(work.remote()))
+"""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "seen", "level"),
+    [
+        ("", {"info", "warning"}, 20),
+        ("logging_level='debug'", {"debug", "info", "warning"}, 10),
+        ("logging_level=30", {"warning"}, 30),
+        ("configure_logging=False, logging_level='debug'", {"warning"}, 0),
+    ],
+)
+def test_logging_here_and_in_workers(tmp_path: Path, arguments: str, seen: set[str], level: int) -> None:
+    with Driver(LOGGING.format(arguments=arguments), tmp_path) as driver:
+        assert driver.finish() == 0, driver.text()
+    assert f"LEVEL {level}" in driver.out, driver.text()
+    lines = [line for line in driver.err if " here" in line or " there" in line]
+    assert len(lines) == 2 * len(seen), driver.text()
+    for word in seen:
+        assert any(line.endswith(f"{word} here") for line in lines), driver.text()
+        assert any(line.startswith("(work pid=") and line.endswith(f"{word} there") for line in lines)
+
+
+def test_the_format_of_log_lines(tmp_path: Path) -> None:
+    with Driver(LOGGING.format(arguments="logging_format='<%(message)s>'"), tmp_path) as driver:
+        assert driver.finish() == 0, driver.text()
+    assert "<info here>" in driver.err and any(line.endswith(") <info there>") for line in driver.err)

@@ -7,6 +7,7 @@ runs; and that every value is right.
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import subprocess
@@ -27,12 +28,12 @@ from framework._wire import messages as m
 from framework.benchmarks.queue_once import resident_bytes
 from framework.util.state import list_objects, store_stats
 from support.leaks import wait_until
+from support.scale import STORED, arrays_of_a_worker, firsts, nothing, numbered, stored_arrays, use_together
 
 ROOT = Path(__file__).resolve().parents[2]
 
 pytestmark = [pytest.mark.integration, pytest.mark.slow]
 
-STORED = 101 * 1024  #: bytes of a value that is just too large for a message
 STORE = 2 * 1024**3  #: sparse
 SHAPE = 8  #: four times the items may cost so many times as much
 RUNS = 3
@@ -40,15 +41,28 @@ AT_LEAST = 0.05  #: seconds of measuring
 BEYOND_KEPT = 1100  #: more objects than a process keeps views of, or the smaller size would be flattered
 
 
-@pytest.fixture
-def scale_session(session_root: Path) -> Iterator[None]:
+@pytest.fixture(scope="module")
+def _session(session_root: Path) -> Iterator[None]:
+    """One for all tests that need no store of their own: its memory is warm after the first."""
     with fw.init(num_cpus=2, object_store_memory=STORE, log_to_driver=False):
-        fw.get([fw.remote(_nothing).remote() for _ in range(1000)])  # workers run, caches are filled
+        fw.get([nothing.remote() for _ in range(1000)])  # workers run, caches are filled
         yield
 
 
-def _nothing() -> None:
-    return None
+@pytest.fixture
+def scale_session(_session: None) -> Iterator[None]:
+    """Every test leaves it as it was."""
+    yield
+    gc.collect()
+    wait_until(lambda: store_stats()["objects"] == 0, 10, "the end of all objects")
+    assert store_stats()["pins"] == 0
+
+
+@pytest.fixture
+def no_session(request: pytest.FixtureRequest) -> None:
+    """For tests with sessions of their own, which come last: the shared one has ended."""
+    if fw.is_initialized():
+        fw.shutdown()
 
 
 def best(operations: list[Callable[[], object]]) -> list[float]:
@@ -76,27 +90,6 @@ def check_shape(
         f"the driver grew by {grown / 1e6:.0f} MB, pages of the store included"
     )
     assert large <= limit * small, f"{what}: 4 times the items took {large / small:.1f} times as long"
-
-
-def stored_arrays(count: int) -> list[fw.ObjectRef[Any]]:
-    """References to arrays in the store, each with a number of its own."""
-    array = np.zeros(STORED // 8)
-    refs = []
-    for number in range(count):
-        array[0] = number
-        refs.append(fw.put(array))
-    return refs
-
-
-@fw.remote
-def firsts(*arguments: Any) -> float:
-    """The sum of the first items of arrays, or of numbers."""
-    return float(sum(a if isinstance(a, int) else a[0] for a in arguments))
-
-
-@fw.remote
-def numbered(number: int) -> int:
-    return number
 
 
 @pytest.fixture
@@ -128,17 +121,11 @@ def test_get_of_10k_stored_objects(scale_session: None, node_calls: Counter[int]
         return lambda: fw.get(refs)
 
     check_shape("get of stored objects", 2500, prepare)
-    wait_until(lambda: store_stats()["objects"] == 0, 10, "the end of all objects")
-    assert store_stats()["pins"] == 0
 
 
 def test_get_of_stored_objects_that_were_borrowed(scale_session: None) -> None:
-    @fw.remote
-    def make(count: int) -> list[fw.ObjectRef[Any]]:
-        return stored_arrays(count)
-
     def prepare(count: int) -> Callable[[], object]:
-        refs = fw.get(make.remote(count))
+        refs = fw.get(arrays_of_a_worker.remote(count))
         assert [array[0] for array in fw.get(refs)] == list(range(count))
         return lambda: fw.get(refs)
 
@@ -150,48 +137,6 @@ def test_one_reference_many_times_in_one_get(scale_session: None) -> None:
     got = fw.get([ref, other] * 2000)
     assert [array[0] for array in got] == [0.0, 1.0] * 2000
     assert len({array.__array_interface__["data"][0] for array in got}) == 2
-
-
-def test_get_of_more_than_the_store_holds(session_root: Path) -> None:
-    """Values that are copied on the way need no more room than one batch: what was spilled comes back."""
-    with fw.init(num_cpus=2, object_store_memory=32 * 1024**2, log_to_driver=False):
-
-        @fw.remote
-        def size(*arguments: bytes) -> list[int]:
-            return [len(a) + a[0] for a in arguments]
-
-        refs = [fw.put(bytes([number % 251]) * STORED) for number in range(400)]
-        expected = [STORED + number % 251 for number in range(400)]
-        assert store_stats()["spilled_objects"] > 0
-        assert [len(value) + value[0] for value in fw.get(refs)] == expected
-        assert fw.get(size.remote(*refs)) == expected
-        assert [len(value) + value[0] for value in fw.get(refs[::-1])] == expected[::-1]
-
-
-def test_an_array_as_large_as_the_store(session_root: Path) -> None:
-    capacity = 64 * 1024**2
-    room = capacity - 4096
-    with fw.init(num_cpus=2, object_store_memory=capacity, log_to_driver=False):
-
-        @fw.remote
-        def total(array: Any) -> tuple[float, bool]:
-            return float(array.sum()), bool(array.flags.owndata)
-
-        array = np.ones(room // 8)
-        array[-1] = 7.0
-        expected = float(array.sum())
-        begin = time.perf_counter()
-        ref = fw.put(array)
-        assert fw.get(total.remote(ref)) == (expected, False)
-        print(f"\nput of all of a store, sum in a worker: {(time.perf_counter() - begin) * 1e3:.1f} ms")
-        assert store_stats()["used"] == capacity
-        # The next one of that size makes the first go to disk and come back.
-        other = fw.put(array * 2)
-        assert fw.get(total.remote(other)) == (expected * 2, False)
-        assert fw.get(total.remote(ref)) == (expected, False)
-        assert store_stats()["spilled_objects"] >= 1
-        with pytest.raises(fw.exceptions.ObjectStoreFullError, match="does not fit"):
-            fw.put(np.ones(capacity // 8))
 
 
 def test_an_object_that_contains_10k_references(scale_session: None) -> None:
@@ -371,47 +316,31 @@ def _queue_figures(count: int) -> dict[str, float]:
     return figures
 
 
-def test_a_queue_of_100k_tasks(session_root: Path) -> None:
-    small, large = _queue_figures(25_000), _queue_figures(100_000)
-    assert large["bytes"] <= 2000
-    for stage in ("submit", "drain"):
+def test_a_queue_of_100k_tasks(session_root: Path, no_session: None) -> None:
+    stages = ("submit", "drain")
+    small, large = dict.fromkeys(stages, 0.0), dict.fromkeys(stages, 0.0)
+    for _ in range(RUNS):  # the best of equally many, but no more than it takes
+        for best_of, figures in ((small, _queue_figures(25_000)), (large, _queue_figures(100_000))):
+            assert figures["bytes"] <= 2000
+            for stage in stages:
+                best_of[stage] = max(best_of[stage], figures[stage])
+        if all(large[stage] >= small[stage] / 2 for stage in stages):
+            break
+    for stage in stages:
         assert large[stage] >= small[stage] / 2, f"{stage}: slower per task in a longer queue"
 
 
-def _shared_bytes() -> tuple[int, int]:
-    """(this process's share of shared memory, its memory of its own), in bytes."""
-    found = {}
-    for line in Path("/proc/self/smaps_rollup").read_text().splitlines()[1:]:
-        name, value, _ = line.split()
-        found[name] = int(value) * 1024
-    return found["Pss_Shmem:"], found["Pss_Anon:"]
-
-
 @pytest.mark.skipif(not Path("/proc/self/smaps_rollup").exists(), reason="needs /proc/self/smaps_rollup")
-def test_20_workers_share_one_frame(session_root: Path, tmp_path: Path) -> None:
+def test_20_workers_share_one_frame(session_root: Path, no_session: None, tmp_path: Path) -> None:
     """Twenty processes that all use one 100 MB frame at the same time hold it once between them."""
     workers = 20
-
-    @fw.remote
-    def use(refs: list[fw.ObjectRef[Any]], meeting: str, number: int) -> tuple[int, int, int, float]:
-        _, own = _shared_bytes()
-        frame = fw.get(refs[0])
-        total = sum(float(column.sum()) for column in frame.values())
-        Path(meeting, str(number)).touch()
-        end = time.monotonic() + 30
-        while len(os.listdir(meeting)) < workers and time.monotonic() < end:
-            time.sleep(0.005)
-        shared, more = _shared_bytes()
-        Path(meeting, f"{number}-measured").touch()
-        while len(os.listdir(meeting)) < 2 * workers and time.monotonic() < end:
-            time.sleep(0.005)
-        return os.getpid(), shared, more - own, total
 
     with fw.init(num_cpus=workers, object_store_memory=STORE, log_to_driver=False):
         frame = {f"column {number}": np.full(1_250_000, float(number)) for number in range(10)}
         size = sum(column.nbytes for column in frame.values())
         ref = fw.put(frame)
-        rows = fw.get([use.remote([ref], str(tmp_path), number) for number in range(workers)], timeout=60)
+        tasks = [use_together.remote([ref], str(tmp_path), number, workers) for number in range(workers)]
+        rows = fw.get(tasks, timeout=60)
         assert len({pid for pid, *_ in rows}) == workers
         assert {total for *_, total in rows} == {45 * 1_250_000.0}
         shared, own = sum(row[1] for row in rows), sum(row[2] for row in rows)
@@ -424,3 +353,48 @@ def test_20_workers_share_one_frame(session_root: Path, tmp_path: Path) -> None:
         assert own <= 0.5 * size
         assert used <= 1.1 * size
         assert current().store.client.held(ref._entry.id) is None  # the driver never looked at it
+
+
+def test_get_of_more_than_the_store_holds(session_root: Path, no_session: None) -> None:
+    """Values that are copied on the way need no more room than one batch: what was spilled comes back."""
+    with fw.init(num_cpus=2, object_store_memory=32 * 1024**2, log_to_driver=False):
+
+        @fw.remote
+        def size(*arguments: bytes) -> list[int]:
+            return [len(a) + a[0] for a in arguments]
+
+        refs = [fw.put(bytes([number % 251]) * STORED) for number in range(400)]
+        expected = [STORED + number % 251 for number in range(400)]
+        assert store_stats()["spilled_objects"] > 0
+        assert [len(value) + value[0] for value in fw.get(refs)] == expected
+        assert fw.get(size.remote(*refs)) == expected
+        assert [len(value) + value[0] for value in fw.get(refs[::-1])] == expected[::-1]
+        log = Path(current().session_dir, "logs", "node.log")
+    # (A log without a line goes with the session.)
+    assert not log.exists() or "Traceback" not in log.read_text(), "it ends in order, and need not be killed"
+
+
+def test_an_array_as_large_as_the_store(session_root: Path, no_session: None) -> None:
+    capacity = 64 * 1024**2
+    room = capacity - 4096
+    with fw.init(num_cpus=2, object_store_memory=capacity, log_to_driver=False):
+
+        @fw.remote
+        def total(array: Any) -> tuple[float, bool]:
+            return float(array.sum()), bool(array.flags.owndata)
+
+        array = np.ones(room // 8)
+        array[-1] = 7.0
+        expected = float(array.sum())
+        begin = time.perf_counter()
+        ref = fw.put(array)
+        assert fw.get(total.remote(ref)) == (expected, False)
+        print(f"\nput of all of a store, sum in a worker: {(time.perf_counter() - begin) * 1e3:.1f} ms")
+        assert store_stats()["used"] == capacity
+        # The next one of that size makes the first go to disk and come back.
+        other = fw.put(array * 2)
+        assert fw.get(total.remote(other)) == (expected * 2, False)
+        assert fw.get(total.remote(ref)) == (expected, False)
+        assert store_stats()["spilled_objects"] >= 1
+        with pytest.raises(fw.exceptions.ObjectStoreFullError, match="does not fit"):
+            fw.put(np.ones(capacity // 8))

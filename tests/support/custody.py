@@ -1,5 +1,5 @@
-"""What the tests of custody run in workers, in a module of its own: a worker that is to load a function from a test
-module would first import pytest and hypothesis, which takes ten times as long as to start it."""
+"""What the tests of custody run in workers, in a module of its own: a worker that loads a function from a
+test module first imports pytest and hypothesis, which takes ten times as long as to start it."""
 
 from __future__ import annotations
 

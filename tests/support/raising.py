@@ -1,4 +1,4 @@
-"""Tasks and actors that raise exceptions with references inside. (Why a module of its own: see custody.py.)"""
+"""Tasks and actors that raise exceptions with references inside. (A module of its own: see custody.py.)"""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def answers_a_cancel_with_it(path: Path) -> None:
         path.touch()
         time.sleep(LIMIT)
     finally:
-        raise Carrier(0, [new(5)])  # noqa: B012 - that is what this is about
+        raise Carrier(0, [new(5)])
 
 
 @fw.remote(max_retries=0)

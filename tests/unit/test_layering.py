@@ -44,7 +44,18 @@ IMPURE_MODULES = frozenset(
 )
 # Modules (not packages) that stand behind the public ones: their names are private, their place is rightmost.
 PUBLIC_MODULES = frozenset(
-    {"__main__", "_actor_types", "_api", "_arrays", "_boot", "_cli", "_handle", "_init_checks", "_methods", "_session"}
+    {
+        "__main__",
+        "_actor_types",
+        "_api",
+        "_arrays",
+        "_boot",
+        "_cli",
+        "_handle",
+        "_init_checks",
+        "_methods",
+        "_session",
+    }
 )
 # Names under which a grab bag of functions would hide.
 FORBIDDEN_FILES = frozenset({"utils.py"})

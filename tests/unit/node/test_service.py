@@ -1,5 +1,5 @@
-"""The node service between its peers: workers forked on demand, leases granted and lost, actors placed, output
-passed on to the driver that it is for, jobs that end."""
+"""The node service between its peers: workers forked on demand, leases granted and lost, actors placed,
+output passed on to the driver that it is for, jobs that end."""
 
 from __future__ import annotations
 

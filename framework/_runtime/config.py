@@ -1,0 +1,46 @@
+"""Who a process is, and the kind of loop that it runs."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+
+def new_loop() -> asyncio.AbstractEventLoop:
+    """uvloop's where there is one."""
+    try:
+        import uvloop
+    except ImportError:
+        return asyncio.new_event_loop()
+    return uvloop.new_event_loop()
+
+
+class Config:
+    """Who this process is, in which session."""
+
+    __slots__ = (
+        "env",
+        "is_driver",
+        "job",
+        "job_facts",
+        "log_to_driver",
+        "namespace",
+        "node_id",
+        "node_ip",
+        "session_dir",
+        "worker_id",
+    )
+
+    def __init__(self, *, session_dir: str, worker_id: bytes, is_driver: bool) -> None:
+        self.session_dir = session_dir
+        self.worker_id = worker_id
+        self.is_driver = is_driver
+        self.job = b""
+        self.job_facts: dict[str, Any] = {}  #: sys.path, working directory and namespace of the driver
+        self.env: dict[
+            str, str
+        ] = {}  #: environment variables that tasks and actors started from here inherit
+        self.namespace = ""
+        self.node_id = b"\xff" * 28
+        self.node_ip = "127.0.0.1"
+        self.log_to_driver = True
