@@ -79,6 +79,8 @@ SESSION_HOOK_GRACE: Final = 1.5  #: for all of them, when the session ends
 METHOD_TABLES_KEPT: Final = 256  #: of actor classes whose handles have come from elsewhere
 POISON_DEATHS: Final = 10  #: deaths of an actor in the middle of one call, after which it is not tried again
 SUSPECT_DEATHS: Final = 3  #: after so many, a call is sent alone, to see whether it is the reason
+SUSPECT_PATIENCE: Final = 1.0  #: how long it stays alone, if it does not end: others may be what it waits for
+SUSPECT_PATIENCE_MIN: Final = 0.01  #: the same, after several have not ended
 MAX_ERROR_TEXT: Final = 64 * 1024
 UNIX_PATH_MAX: Final = 100  #: sockaddr_un holds 108 bytes on Linux, 104 on macOS
 

@@ -16,6 +16,7 @@ from framework._serial import values
 from framework._serial.errors import error_from_wire
 from framework._state.fates import Fate, fates
 from framework._state.objects import FAILED, Entry
+from framework._state.suspects import Suspects
 from framework._state.tasks import FINISHED, QUEUED, SENT, TaskRecord
 from framework._wire import messages as m
 from framework.exceptions import (
@@ -66,7 +67,7 @@ class ActorClient:
         "running",
         "state",
         "subscribers",
-        "suspected",
+        "suspects",
         "templates",
         "text",
         "unordered",
@@ -89,7 +90,7 @@ class ActorClient:
         self.parked: dict[int, TaskRecord] = {}
         self.inflight: dict[int, TaskRecord] = {}
         self.first = self.last = 0  #: the lowest and highest numbers of calls that were sent
-        self.suspected = False  #: a call is under way, alone, that may be what ends the process
+        self.suspects = Suspects()
         self.running = SEVERAL_TASKS  #: what the last process had begun when it died
         self.error: BaseException | None = None
         #: done when its constructor is; freed when the last handle is gone
@@ -197,7 +198,7 @@ class ActorClient:
             return
         queue, inflight = self.queue, self.inflight
         prepare = self._actors.runtime.catalogue.prepare
-        sent = False
+        sent, now = False, self._actors.runtime.loop.time()
         while queue and len(inflight) < limits.MAX_PENDING_PER_ACTOR_CONNECTION:
             task = queue[0]
             if task.state == FINISHED:
@@ -208,9 +209,9 @@ class ActorClient:
             if connection.full:
                 connection.when_drained(self._go_on)
                 break
-            if inflight and (task.strikes >= limits.SUSPECT_DEATHS or self.suspected):
+            if inflight and (task.strikes or self.suspects.alone) and self._hold(task):
                 break
-            self.suspected = task.strikes >= limits.SUSPECT_DEATHS
+            self.suspects.sent(task.unique, task.strikes, now)
             task.state = SENT
             # Before it leaves the queue: `send_alone` must see it in one of them.
             inflight[task.unique] = task
@@ -222,6 +223,15 @@ class ActorClient:
         if sent:
             connection.flush()
 
+    def _hold(self, task: TaskRecord) -> bool:
+        """Whether a call must wait, as it, or one that is under way, may be what ends the process."""
+        loop = self._actors.runtime.loop
+        waits = self.suspects.since is not None
+        left = self.suspects.hold(task.strikes, loop.time())
+        if left and not waits:
+            loop.call_later(left, self._go_on)
+        return left > 0
+
     def _go_on(self) -> None:
         self._actors.dirty.add(self)
         self._actors.runtime.flush_soon()
@@ -231,6 +241,7 @@ class ActorClient:
         if self.parked:
             self.parked.pop(task.unique, None)
         sent = self.inflight.pop(task.unique, None) is not None
+        self.suspects.ended(task.unique)
         if self.queue:
             self._actors.dirty.add(self)
             if not sent:  # it ended in the queue, and may have held up those behind it
@@ -396,6 +407,11 @@ class Actors:
         client = self._clients.get(actor_id)
         if client is None or client.state == DEAD:
             return
+        if state == ALIVE and client.lost_connection and incarnation == client.incarnation:
+            self.runtime.loop.call_later(limits.EXIT_GRACE, self._cut_off, client, incarnation)
+            return
+        if client.draining is not None and incarnation != client.incarnation:
+            self._judge(client)  # by what that process had begun, not by what its successor has
         client.incarnation = incarnation
         if detail is not None:
             client.running = detail.get("running", SEVERAL_TASKS)
@@ -447,8 +463,9 @@ class Actors:
         client.draining = None
         self._draining.discard(client)
         again = []
+        now, suspects = self.runtime.loop.time(), client.suspects
         for task, fate in client.judged():
-            task.strikes += fate is Fate.STRUCK
+            task.strikes += fate is Fate.STRUCK and not suspects.spares(task.unique, now)
             free = fate is Fate.UNTOUCHED
             if client.state == DEAD:
                 self.runtime.submitter.lost(task, client.death())
@@ -469,6 +486,7 @@ class Actors:
                 )
                 self.runtime.submitter.lost(task, error)
         client.queue.extendleft(reversed(again))
+        suspects.restarted()
 
     def _dead(self, client: ActorClient, detail: dict[str, Any]) -> None:
         client.state = DEAD
@@ -518,6 +536,12 @@ class Actors:
                 )
 
     def _no_verdict(self, client: ActorClient, incarnation: int) -> None:
+        """Ask: the head may have been held up. If it says that the actor lives, that may change in a moment."""
+        head = self.runtime.connect_head()
+        if client.lost_connection and client.incarnation == incarnation and head is not None:
+            head.cast(m.ACTOR_WATCH, client.actor_id)
+
+    def _cut_off(self, client: ActorClient, incarnation: int) -> None:
         if client.lost_connection and client.incarnation == incarnation and client.state == ALIVE:
             self._dead(
                 client, {"text": "the connection to its process was lost, and the head does not know why"}

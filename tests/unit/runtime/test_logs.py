@@ -15,21 +15,24 @@ log = logging.getLogger("framework.somewhere")
 
 
 @pytest.fixture(autouse=True)
-def as_before(monkeypatch: pytest.MonkeyPatch) -> Iterator[io.StringIO]:
-    """Afterwards no handler of ours is left; what goes to `sys.stderr`."""
+def as_before() -> Iterator[io.StringIO]:
+    """Afterwards no handler of ours is left; what goes to `sys.stderr` after `bare`."""
     logger = logging.getLogger("framework")
     level, handlers = logger.level, list(logger.handlers)
-    stream = io.StringIO()
-    monkeypatch.setattr(sys, "stderr", stream)
-    yield stream
+    yield io.StringIO()
     logger.setLevel(level)
     logger.handlers[:] = handlers
 
 
 @pytest.fixture
-def bare(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], None]]:
-    """To be called in the test, because pytest adds handlers just before: none of others."""
-    yield lambda: monkeypatch.setattr(logging.root, "handlers", [])
+def bare(as_before: io.StringIO, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], None]]:
+    """To be called in the test, because pytest puts its own things there just before."""
+
+    def clear() -> None:
+        monkeypatch.setattr(logging.root, "handlers", [])
+        monkeypatch.setattr(sys, "stderr", as_before)
+
+    yield clear
 
 
 def test_level_and_format(as_before: io.StringIO, bare: Callable[[], None]) -> None:
@@ -66,7 +69,8 @@ def test_the_stream_is_that_of_the_moment(
     assert (as_before.getvalue(), later.getvalue()) == ("", "later\n")
 
 
-def test_other_loggers_are_left_alone(as_before: io.StringIO) -> None:
+def test_other_loggers_are_left_alone(as_before: io.StringIO, bare: Callable[[], None]) -> None:
+    bare()
     logs.configure(logging.DEBUG, "%(message)s")
     logging.getLogger("another").info("not ours")
     assert logging.getLogger("another").getEffectiveLevel() == logging.WARNING

@@ -38,6 +38,7 @@ class Store(RuntimeStore):
     def __init__(self, in_memory: set[bytes]) -> None:
         self.client: Any = Client()
         self._runtime: Any = self
+        self.waiting: Any = self
         self.in_memory = in_memory
         self.batches: list[list[bytes]] = []
         self.pinned: set[bytes] = set()
