@@ -32,6 +32,7 @@ from framework._runtime.current import (
     set_current,
     start_lock,
 )
+from framework._service.descriptors import raise_limit
 
 if TYPE_CHECKING:
     from framework._node.local import LocalNode
@@ -255,6 +256,7 @@ def _in_loop() -> bool:
 
 def _start(address: str | None, wanted: dict[str, Any], facts: dict[str, Any]) -> Context:
     forget_shutdown()
+    raise_limit()
     identity = os.urandom(WORKER_ID_SIZE)
     node = None
     runtime: Runtime | None = None

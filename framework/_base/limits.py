@@ -24,6 +24,7 @@ MAX_UNAUTHENTICATED: Final = 64
 ACCEPT_PAUSE: Final = 0.25  #: after a failure to accept a connection (no descriptors left)
 CONNECT_TIMEOUT: Final = 5.0
 LISTEN_BACKLOG: Final = 512
+CONNECT_AGAIN: Final = 0.05  #: between attempts to reach an actor that lives
 
 # --- objects ---------------------------------------------------------------------------------------
 INLINE_LIMIT: Final = 100 * 1024  #: results up to this size travel inline and live with their owner
@@ -57,6 +58,7 @@ WORKER_START_ATTEMPTS: Final = (
 )
 WORKER_IDLE_TIMEOUT: Final = 1.0  #: idle workers beyond one per CPU are ended after this time
 NODE_START_TIMEOUT: Final = 60.0
+DESCRIPTORS_WANTED: Final = 65_536  #: the soft limit of open files is raised to this, as Ray does
 EXIT_GRACE: Final = 1.0  #: between asking a process to end and killing it
 CANCEL_GRACE: Final = 5.0  #: between interrupting a task whose time is up and killing its worker
 DEATH_VERDICT_TIMEOUT: Final = 5.0  #: how long an owner waits for the node to name a worker's cause of death

@@ -11,6 +11,7 @@ import os
 import socket
 import sys
 
+from framework._service.descriptors import raise_limit
 from framework._service.launch import close_others
 
 
@@ -22,6 +23,7 @@ def main() -> None:
     config = json.loads(sys.argv[2])
     inherited = [config[name] for name in ("driver_fd", "head_fd", "ready_fd") if name in config]
     close_others(inherited)
+    raise_limit()
     # Shared by node and zygote; no threads, no loop, no numpy.
     import logging  # noqa: F401
 

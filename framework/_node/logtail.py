@@ -188,12 +188,14 @@ class LogMonitor:
                     tail.release()
         return out
 
-    def flush_all(self) -> list[LogBatch]:
-        """As `poll_all`, with the lines that have no end yet: nobody will be there to see it."""
+    def flush_all(self, of: Callable[[bytes], bool] | None = None) -> list[LogBatch]:
+        """As `poll_all`, with the lines that have no end yet, of all workers or those for which
+        `of(worker_id)` holds: nobody will be there to see it."""
         out = self.poll_all()
         for watched in self._watched.values():
-            for tail in watched.tails:
-                _add(out, watched, tail, tail.flush())
+            if of is None or of(watched.worker_id):
+                for tail in watched.tails:
+                    _add(out, watched, tail, tail.flush())
         return out
 
     def forget(self, worker_id: bytes) -> list[LogBatch]:

@@ -15,8 +15,8 @@ from framework._base import limits
 from framework._base.ids import SEVERAL_TASKS
 from framework._net.connection import Connection, Frame, Handler
 from framework._node.hardware import gpu_names
-from framework._node.logtail import LogMonitor
 from framework._node.memory_monitor import MemoryMonitor
+from framework._node.output_service import OutputService
 from framework._node.zygote_client import Zygote, describe_exit, load_time_part
 from framework._node.zygotes import Zygotes
 from framework._state.memory import Candidate
@@ -84,16 +84,19 @@ class NodeService:
         self._head: Connection | None = None
         self._owners: dict[Connection, bytes] = {}  #: everyone who may ask for leases -> job
         self._idents: dict[bytes, Connection] = {}
-        self._drivers: set[Connection] = set()
         self._store_peer_lost: Callable[[Connection], None] = lambda _: None
         self._saying_goodbye: tuple[set[bytes], Callable[[], None]] | None = None
         self._processes: dict[bytes, _Process] = {}
         self._by_pid: dict[int, _Process] = {}
         self._zygotes = Zygotes(loop, on_forked=self._forked, on_exit=self._exited, on_lost=self._zygote_lost)
         self._actor_specs: dict[bytes, tuple[dict[str, Any], int]] = {}
-        self._logs = LogMonitor()
+        self._output = OutputService(
+            loop,
+            session_dir,
+            job_of=self._job_of,
+            anyone_works=lambda: any(worker.state != IDLE for worker in self.state.workers.values()),
+        )
         self._memory = MemoryMonitor(loop, memory_threshold, self._memory_users, self._end_for_memory)
-        self._log_timer: asyncio.TimerHandle | None = None
         self._reap_timer: asyncio.TimerHandle | None = None
         self._load_timer: asyncio.TimerHandle | None = None
         self._stopping = False
@@ -172,7 +175,8 @@ class NodeService:
         """Tell every worker and zygote to end, at once."""
         self._stopping = True
         self._memory.stop()
-        for timer in (self._log_timer, self._reap_timer, self._load_timer):
+        self._output.stop()
+        for timer in (self._reap_timer, self._load_timer):
             if timer is not None:
                 timer.cancel()
         for process in self._processes.values():
@@ -183,10 +187,10 @@ class NodeService:
 
     def deliver_rest(self) -> None:
         """After `stop`, when the workers are gone: the output that nobody has seen yet."""
-        self._deliver(self._logs.poll_all())
+        self._output.deliver_rest()
         for worker_id in list(self._processes):
-            self._deliver(self._logs.forget(worker_id))
-        for connection in self._drivers:
+            self._output.forget(worker_id)
+        for connection in self._output.drivers:
             connection.flush()
 
     # ---- peers ---------------------------------------------------------------------------------------
@@ -202,7 +206,7 @@ class NodeService:
         self._owners[connection] = info.get("job", b"")
         self._idents[connection.ident] = connection
         if connection.kind == "driver":
-            self._drivers.add(connection)
+            self._output.drivers[connection] = info.get("job", b"")
             connection.state = info
         elif connection.kind == "worker":
             process = self._processes.get(connection.ident)
@@ -223,7 +227,7 @@ class NodeService:
         if self._idents.get(connection.ident) is connection:
             del self._idents[connection.ident]
         self._store_peer_lost(connection)
-        self._drivers.discard(connection)
+        self._output.drivers.pop(connection, None)
         orphans, commands = self.state.owner_gone(connection)
         for worker in orphans:
             self._end_worker(
@@ -239,7 +243,7 @@ class NodeService:
                     # it ends now.
                     self._loop.call_later(limits.EXIT_GRACE, self._make_sure, process)
         elif connection.kind == "driver" and not self._stopping:
-            if self._drivers or self._stays:
+            if self._output.drivers or self._stays:
                 self._job_ended(job)
             else:
                 self._stop("its driver has ended")
@@ -271,7 +275,7 @@ class NodeService:
         allocation = self.state.leases.get(frame[1])
         self._run(self.state.lease_returned(frame[1], connection, self._loop.time()))
         if allocation is not None and allocation.worker is not None:
-            self._logs.set_active(allocation.worker.worker_id, allocation.worker.state != IDLE)
+            self._output.set_active(allocation.worker.worker_id, allocation.worker.state != IDLE)
             self._watch_idle()
 
     def _blocked(self, connection: Connection, frame: Frame) -> None:
@@ -350,8 +354,7 @@ class NodeService:
             return
         process.pid = pid
         self._by_pid[pid] = process
-        base = os.path.join(self._session_dir, "logs", f"worker-{worker_id.hex()[:12]}-{pid}")
-        self._logs.watch(worker_id, pid, base + ".out", base + ".err")
+        self._output.watch(worker_id, pid)
         if worker_id in self.state.workers and self.state.workers[worker_id].state != IDLE:
             self._set_active(worker_id)
 
@@ -372,7 +375,7 @@ class NodeService:
         if process.reason:
             end = f"{process.reason} ({end})"
         detail = f"worker process {pid}{':' if process.reason else ''} {end}"
-        self._deliver(self._logs.forget(worker_id))
+        self._output.forget(worker_id)
         noted = self._running_task(worker_id)
         known = worker_id in self.state.workers
         if not known:
@@ -484,7 +487,7 @@ class NodeService:
             process.intended = True
 
     def _node_stop(self, connection: Connection, frame: Frame) -> None:
-        if connection in self._drivers or connection.kind == "tool":
+        if connection in self._output.drivers or connection.kind == "tool":
             self._stop(frame[1])
 
     # ---- idle workers --------------------------------------------------------------------------------
@@ -578,34 +581,12 @@ class NodeService:
         if process is not None:
             process.busy_since = self._loop.time()
         self._memory.wake()
-        self._logs.set_active(worker_id, True)
-        if self._log_timer is None and not self._stopping:
-            self._log_timer = self._loop.call_later(limits.LOG_POLL, self._poll_logs)
-
-    def _poll_logs(self) -> None:
-        self._log_timer = None
-        # A driver that does not take its lines (it is stopped, or its terminal is) gets them later: they are
-        # in the files.
-        slow = {self._owners[connection] for connection in self._drivers if connection.congested}
-        self._deliver(self._logs.poll_active(lambda worker_id: self._job_of(worker_id) in slow))
-        if any(worker.state != IDLE for worker in self.state.workers.values()):
-            self._log_timer = self._loop.call_later(limits.LOG_POLL, self._poll_logs)
+        self._output.set_active(worker_id, True)
 
     def _log_flush(self, connection: Connection, frame: Frame) -> None:
-        self._deliver(self._logs.flush_all())
+        self._output.flush(connection)
         connection.reply(frame[1], None)
 
     def _job_of(self, worker_id: bytes) -> bytes | None:
         worker = self.state.workers.get(worker_id)
         return worker.job if worker is not None else None
-
-    def _deliver(self, batches: list[Any]) -> None:
-        for batch in batches:
-            job = self._job_of(batch.worker_id)
-            for connection in self._drivers:
-                if job is not None and job != self._owners[connection]:
-                    continue  # the output of another driver's tasks
-                if connection.state.get("log_to_driver", True) and not connection.closed:
-                    connection.cast(
-                        m.LOG_LINES, batch.pid, batch.is_err, [list(line) for line in batch.lines]
-                    )

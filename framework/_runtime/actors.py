@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import threading
 from collections import deque
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from framework._base import limits
 from framework._base.ids import SEVERAL_TASKS
 from framework._net.connection import Connection, Frame
+from framework._runtime.actor_errors import death_error, poison_error, unavailable_error
 from framework._runtime.waiters import register
 from framework._serial import values
 from framework._serial.errors import error_from_wire
@@ -21,8 +23,6 @@ from framework._state.tasks import FINISHED, QUEUED, SENT, TaskRecord
 from framework._wire import messages as m
 from framework.exceptions import (
     ActorDiedError,
-    ActorOutOfMemoryError,
-    ActorUnavailableError,
     FrameworkError,
     PendingCallsLimitExceeded,
 )
@@ -54,6 +54,7 @@ class ActorClient:
         "draining",
         "error",
         "first",
+        "held",
         "incarnation",
         "inflight",
         "kept",
@@ -91,6 +92,7 @@ class ActorClient:
         self.inflight: dict[int, TaskRecord] = {}
         self.first = self.last = 0  #: the lowest and highest numbers of calls that were sent
         self.suspects = Suspects()
+        self.held: asyncio.TimerHandle | None = None  #: looks again whether the next call may leave
         self.running = SEVERAL_TASKS  #: what the last process had begun when it died
         self.error: BaseException | None = None
         #: done when its constructor is; freed when the last handle is gone
@@ -226,13 +228,13 @@ class ActorClient:
     def _hold(self, task: TaskRecord) -> bool:
         """Whether a call must wait, as it, or one that is under way, may be what ends the process."""
         loop = self._actors.runtime.loop
-        waits = self.suspects.since is not None
         left = self.suspects.hold(task.strikes, loop.time())
-        if left and not waits:
-            loop.call_later(left, self._go_on)
+        if left and self.held is None:
+            self.held = loop.call_later(left, self._go_on)
         return left > 0
 
     def _go_on(self) -> None:
+        self.held = None
         self._actors.dirty.add(self)
         self._actors.runtime.flush_soon()
 
@@ -264,16 +266,6 @@ class ActorClient:
         return self.error or ActorDiedError(
             "it has ended", actor_id=self.actor_id.hex(), class_name=self.class_name
         )
-
-
-def _poison(client: ActorClient, task: TaskRecord) -> ActorDiedError:
-    return ActorDiedError(
-        f"the call {task.template.name}() is not tried again: {task.strikes} times the actor's process has "
-        f"ended in its middle (the last time: {client.text}). The actor itself may have been restarted. Look "
-        "at the arguments of this call, and at the worker's log",
-        actor_id=client.actor_id.hex(),
-        class_name=client.class_name,
-    )
 
 
 class Actors:
@@ -407,7 +399,8 @@ class Actors:
         client = self._clients.get(actor_id)
         if client is None or client.state == DEAD:
             return
-        if state == ALIVE and client.lost_connection and incarnation == client.incarnation:
+        if state == client.state == ALIVE and client.lost_connection and incarnation == client.incarnation:
+            # (The answer to `_no_verdict`.) If its process has ended, the head hears of it in a moment.
             self.runtime.loop.call_later(limits.EXIT_GRACE, self._cut_off, client, incarnation)
             return
         if client.draining is not None and incarnation != client.incarnation:
@@ -435,12 +428,33 @@ class Actors:
         connection = self.runtime.peers.connect(address)
         client.connection = connection
         if connection is None:
-            return  # it died again: the head will say
+            self._unreachable(client, address)
+            return
         self.dirty.add(client)
         if not client.restartable:
             client.kept = None
         if client.creation is not None and not client.creation.state:
             self.runtime.objects.complete(client.creation, None)
+
+    def _unreachable(self, client: ActorClient, address: str) -> None:
+        """It has died again, and the head will say; or too many connect at once, or there are no descriptors
+        left here."""
+        loop, incarnation = self.runtime.loop, client.incarnation
+        over = loop.time() + limits.DEATH_VERDICT_TIMEOUT
+
+        def again() -> None:
+            if client.state != ALIVE or client.incarnation != incarnation or client.connection is not None:
+                return
+            if self.runtime.peers.connect(address) is not None:
+                self._connect(client, address)
+                self.runtime.flush_soon()
+            elif loop.time() < over:
+                loop.call_later(limits.CONNECT_AGAIN, again)
+            else:
+                client.lost_connection = True
+                self._no_verdict(client, incarnation)
+
+        loop.call_later(limits.CONNECT_AGAIN, again)
 
     def _drain(self, client: ActorClient) -> None:
         """Its process has ended. What it has still answered is read first; then the calls without an answer
@@ -476,15 +490,9 @@ class Actors:
                     task.stream.restart()
                 again.append(task)
             elif task.strikes >= limits.POISON_DEATHS:
-                self.runtime.submitter.lost(task, _poison(client, task))
+                self.runtime.submitter.lost(task, poison_error(client, task))
             else:
-                error = ActorUnavailableError(
-                    f"the call {task.template.name}() may or may not have run: its actor is being restarted "
-                    f"because its process has ended ({client.text}). With max_task_retries such calls "
-                    "are made again",
-                    actor_id=client.actor_id.hex(),
-                )
-                self.runtime.submitter.lost(task, error)
+                self.runtime.submitter.lost(task, unavailable_error(client, task))
         client.queue.extendleft(reversed(again))
         suspects.restarted()
 
@@ -492,7 +500,7 @@ class Actors:
         client.state = DEAD
         client.kept = None
         if client.error is None:
-            client.error = self._death(client, detail)
+            client.error = death_error(client, detail)
         calls, client.queue = [*client.queue, *client.parked.values()], deque()
         client.parked = {}
         creation = client.creation
@@ -508,21 +516,6 @@ class Actors:
             self.runtime.objects.fail(creation, client.error)
         client.tell(DEAD, detail)
 
-    @staticmethod
-    def _death(client: ActorClient, detail: dict[str, Any]) -> BaseException:
-        text = detail.get("text") or "it has ended"
-        error = detail.get("error")
-        cause: BaseException | None = None
-        if error is not None:
-            cause = error_from_wire(error)
-            if isinstance(cause, FrameworkError) and type(cause).__name__ == "ActorUnschedulableError":
-                return cause
-            text = f"{text}:\n{cause}"
-        died = ActorOutOfMemoryError if detail.get("kind") == "memory" else ActorDiedError
-        return died(
-            text, actor_id=client.actor_id.hex(), class_name=client.class_name, pid=detail.get("pid") or None
-        )
-
     def peer_lost(self, connection: Connection) -> None:
         """A connection to a worker is gone: if actors lived there, the head will say what became of them."""
         for client in {*self._clients.values(), *self._draining}:
@@ -536,7 +529,7 @@ class Actors:
                 )
 
     def _no_verdict(self, client: ActorClient, incarnation: int) -> None:
-        """Ask: the head may have been held up. If it says that the actor lives, that may change in a moment."""
+        """Ask: the head may have been held up."""
         head = self.runtime.connect_head()
         if client.lost_connection and client.incarnation == incarnation and head is not None:
             head.cast(m.ACTOR_WATCH, client.actor_id)
@@ -544,7 +537,8 @@ class Actors:
     def _cut_off(self, client: ActorClient, incarnation: int) -> None:
         if client.lost_connection and client.incarnation == incarnation and client.state == ALIVE:
             self._dead(
-                client, {"text": "the connection to its process was lost, and the head does not know why"}
+                client,
+                {"text": "its process cannot be reached any more, and the head does not know why"},
             )
 
     # ---- supervision ---------------------------------------------------------------------------------
@@ -565,7 +559,7 @@ class Actors:
 
     def error_of(self, client: ActorClient, detail: dict[str, Any]) -> BaseException:
         """What the callers of an actor are told that has ended so."""
-        return self._death(client, detail) if client.state != DEAD else client.death()
+        return death_error(client, detail) if client.state != DEAD else client.death()
 
     # ---- ends ----------------------------------------------------------------------------------------
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from framework._service.mailbox import Mailbox
@@ -105,10 +106,14 @@ class WaitSet:
                     register(entry, self)
                 elif entry.state:  # since before the lines above
                     self(entry)
-            if timeout is None:
-                done = self._lock.acquire()
-            else:
-                done = self._lock.acquire(timeout=min(max(timeout, 0.0), threading.TIMEOUT_MAX))
+            end = None if timeout is None else time.monotonic() + timeout
+            while not done:
+                left = -1 if end is None else min(max(end - time.monotonic(), 0.0), threading.TIMEOUT_MAX)
+                woken = self._lock.acquire(timeout=left)
+                # Whoever woke us may have been on its way since the last turn.
+                done = len(remaining) <= self._stop_at
+                if not woken:
+                    break
             return done
         finally:
             self._stop_at = -1

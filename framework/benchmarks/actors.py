@@ -6,14 +6,16 @@ All actors ask for no CPU, as in Ray's: servers, clients and the tasks that call
 from __future__ import annotations
 
 import os
+import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
 from typing import Any
 
 import framework as fw
 from framework.benchmarks.floors import ECHO_BATCH, ECHO_ONE, FORK, IN_FLIGHT
-from framework.benchmarks.model import PER_SECOND, SECONDS, Measure, Row, Settings, Workload
+from framework.benchmarks.model import BYTES, PER_SECOND, SECONDS, Measure, Row, Settings, Workload
 from framework.benchmarks.runner import rate_measure, time_measure
 
 _CONCURRENCY = 16
@@ -21,6 +23,7 @@ _CALLS = 5000
 _CALLS_WITH_ARGUMENT = 1000
 _CALLERS = 4
 _HUNDRED = 100
+_FEWEST_CALLS = 100  # that a 99th percentile is taken of
 
 Prepare = Callable[[Settings], AbstractContextManager[Measure]]
 
@@ -31,6 +34,9 @@ class _Server:
 
     def small_value_arg(self, value: object) -> bytes:
         return b"ok"
+
+    def pid(self) -> int:
+        return os.getpid()
 
 
 class _AsyncServer:
@@ -179,6 +185,68 @@ def _worker_start(settings: Settings) -> Iterator[Measure]:
     yield time_measure(start)
 
 
+@contextmanager
+def _many_actors(settings: Settings) -> Iterator[Measure]:
+    """Starts per second, and what an idle actor has for itself: pages that it shares with no other process."""
+    actor: Any = fw.remote(_Server)
+    count = settings.batch(_HUNDRED)
+
+    def measure(seconds: float) -> Sequence[float]:
+        begin = time.perf_counter()
+        handles = [actor.options(num_cpus=0).remote() for _ in range(count)]
+        fw.get([handle.small_value.remote() for handle in handles])
+        taken = time.perf_counter() - begin
+        pids = fw.get([handle.pid.remote() for handle in handles])
+        memory = sum(map(_private_memory, pids)) / count
+        for handle in handles:
+            fw.kill(handle)
+        return count / taken, memory
+
+    yield measure
+
+
+def _private_memory(pid: int) -> int:
+    """Bytes. `RuntimeError` where the system does not tell."""
+    try:
+        lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    except OSError as error:
+        raise RuntimeError(f"the memory of a process cannot be read here: {error}") from None
+    return 1024 * sum(int(line.split()[1]) for line in lines if line.startswith("Private_"))
+
+
+def _burn(gate: str) -> None:
+    while not os.path.exists(gate):
+        sum(range(10_000))
+
+
+@contextmanager
+def _busy_node(settings: Settings) -> Iterator[Measure]:
+    """One call after the other, while a task runs on each CPU and never waits."""
+    actor: Any = fw.remote(_Server)
+    burn: Any = fw.remote(_burn)
+    handle = actor.options(num_cpus=0).remote()
+    fw.get(handle.small_value.remote())
+    with tempfile.TemporaryDirectory() as directory:
+        gate = os.path.join(directory, "over")
+        tasks = [burn.remote(gate) for _ in range(settings.cpus)]
+
+        def measure(seconds: float) -> Sequence[float]:
+            times = []
+            end = time.perf_counter() + seconds
+            while len(times) < _FEWEST_CALLS or time.perf_counter() < end:
+                begin = time.perf_counter()
+                fw.get(handle.small_value.remote())
+                times.append(time.perf_counter() - begin)
+            times.sort()
+            return times[len(times) // 2], times[len(times) * 99 // 100]
+
+        try:
+            yield measure
+        finally:
+            Path(gate).touch()
+            fw.get(tasks)
+
+
 def _row(name: str, floor: str, prepare: Prepare) -> Workload:
     return Workload("actors", (Row(name, PER_SECOND, floor),), prepare)
 
@@ -195,6 +263,16 @@ WORKLOADS: tuple[Workload, ...] = (
     _row("1:1 async-actor calls with args async", ECHO_BATCH, _one_async(_AsyncServer, argument=True)),
     _row("1:n async-actor calls async", ECHO_BATCH, _one_to_n(_AsyncServer)),
     _row("n:n async-actor calls async", ECHO_BATCH, _n_to_n(_AsyncServer)),
+    Workload(
+        "actors",
+        (Row("actor starts", PER_SECOND, FORK), Row("private memory of an idle actor", BYTES)),
+        _many_actors,
+    ),
+    Workload(
+        "actors",
+        (Row("actor call, all CPUs busy, p50", SECONDS), Row("actor call, all CPUs busy, p99", SECONDS)),
+        _busy_node,
+    ),
     Workload("start-up", (Row("worker start", SECONDS, FORK),), _worker_start),
     Workload("start-up", (Row("actor start, one", SECONDS, FORK),), _actor_start(1)),
     Workload("start-up", (Row("actor start, a hundred", SECONDS, FORK, _HUNDRED),), _actor_start(_HUNDRED)),

@@ -435,7 +435,7 @@ def test_references_captured_by_functions_and_classes_live_as_long_as_the_proces
         assert get(use.remote()) == LARGE
     gc.collect()
     assert object_id in owned_ids()
-    hashes = current().submitter._functions
+    hashes = current().catalogue._functions
     (found,) = [h for h, (_, refs) in hashes.items() if any(r.hex() == object_id for r in refs)]
     del use, hashes[found]
     # Workers that have loaded the function hold what it captured for as long as they live.

@@ -259,6 +259,64 @@ def test_await_does_not_block_the_loop(store: object) -> None:
     asyncio.run(main())
 
 
+@fw.remote
+def several(count: int) -> list[Any]:
+    return [fw.put(np.full(20_000, n)) for n in range(count)]
+
+
+def test_gathered_values_are_pinned_together(store: object, monkeypatch: pytest.MonkeyPatch) -> None:
+    runtime = current()
+    asked: list[int] = []
+    many = runtime.store.prepare_many
+
+    async def counted(object_ids: list[bytes]) -> Any:
+        asked.append(len(object_ids))
+        return await many(object_ids)
+
+    monkeypatch.setattr(runtime.store, "prepare_many", counted)
+
+    async def main() -> None:
+        refs = await several.remote(500)
+        await asyncio.gather(*(asyncio.wait([ref]) for ref in refs))  # their owner has said where they are
+        for ref in refs:
+            runtime.store.client.forget(ref._entry.value[1])
+        gc.collect()
+        asked.clear()
+        # All of them ask before the runtime's loop gets to it: it is kept busy until then.
+        held, go = threading.Event(), threading.Event()
+
+        def hold() -> None:
+            held.set()
+            go.wait(LIMIT)
+
+        runtime.post(hold)
+        held.wait(LIMIT)
+        waiting = asyncio.gather(*refs)
+        for _ in range(3):
+            await asyncio.sleep(0)
+        go.set()
+        values = await asyncio.wait_for(waiting, LIMIT)
+        assert [int(value[0]) for value in values] == list(range(500))
+
+    asyncio.run(main())
+    assert len(asked) <= 2 and sum(asked) == 500
+
+
+def test_whoever_stops_waiting_leaves_no_pin(store: object) -> None:
+    async def main() -> None:
+        refs = await several.remote(50)
+        for ref in refs:
+            task = asyncio.ensure_future(ref)
+            await asyncio.sleep(0)
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+
+    asyncio.run(main())
+    gc.collect()
+    assert_empty()
+
+
 # ---- arrays in place ---------------------------------------------------------------------------------
 
 

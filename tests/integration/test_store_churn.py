@@ -41,9 +41,10 @@ def get(what: Any) -> Any:
 
 def all_is_free() -> bool:
     stats = store_stats()
-    return not (
-        stats["objects"] or stats["pins"] or stats["spilled_bytes"] or stats["waiting"]
-    ) and stats["used"] == stats["region_bytes"]
+    return (
+        not (stats["objects"] or stats["pins"] or stats["spilled_bytes"] or stats["waiting"])
+        and stats["used"] == stats["region_bytes"]
+    )
 
 
 def content(seed: int, size: int) -> Any:

@@ -41,6 +41,7 @@ def test_what_the_process_is_told(root: Path, monkeypatch: pytest.MonkeyPatch) -
     with node.driver, node.head:
         assert node.driver.recv(10) == b"driver" and node.head.recv(10) == b"head"
         assert node.driver.recv(10) == b"", "its side is not open in here"
+        assert node.process.wait(20)
         said, leads = Path(node.session_dir, "logs", "node.err").read_text().splitlines()
         config = json.loads(said)
         assert config["session_dir"] == node.session_dir and Path(node.session_dir).parent == root

@@ -302,6 +302,19 @@ async def test_output_goes_to_the_driver_whose_job_it_is(world: World) -> None:
     assert other.said == quiet.said == []
 
 
+async def test_a_driver_that_leaves_does_not_end_the_lines_of_others(world: World) -> None:
+    mine, other = world.driver(), world.driver(OTHER_JOB)
+    worker = await world.worker()
+    world.want(mine)
+    path = world.directory / "logs" / f"worker-{worker.ident.hex()[:12]}-{worker.peer['pid']}.out"
+    path.write_text("half a")
+    other.ask(world.service.handlers, m.LOG_FLUSH)
+    assert not mine.take(m.LOG_LINES)
+    path.write_text("half a line")
+    mine.ask(world.service.handlers, m.LOG_FLUSH)
+    assert mine.take(m.LOG_LINES) == [[worker.peer["pid"], False, [["", "half a line"]]]]
+
+
 async def test_a_slow_driver_gets_its_lines_later_and_others_theirs(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -111,3 +111,37 @@ def test_a_place_where_nothing_can_be_made(tmp_path: Path, monkeypatch: pytest.M
     with pytest.raises(OSError, match="set FRAMEWORK_TMPDIR") as caught:
         session.sessions_root()
     assert str(tmp_path / "file") in str(caught.value)
+
+
+# ---- sessions that stay ------------------------------------------------------------------------------
+
+
+def test_the_number_of_the_node_process(root: Path) -> None:
+    path = session.create_session("ab")
+    assert session.node_pid(path) is None
+    for stays in (False, True):
+        session.write_node_pid(path, stays)
+        assert session.node_pid(path) == os.getpid()
+        assert session.staying_sessions() == ([path] if stays else [])
+    for text in ("", "garbage stays", "\0"):
+        (Path(path) / "node.pid").write_text(text)
+        assert session.node_pid(path) is None and session.staying_sessions() == []
+    session.sweep_session(path)
+    assert session.node_pid(path) is None and not os.path.exists(path)
+
+
+def test_sessions_that_stay_are_listed_the_latest_first(root: Path) -> None:
+    paths = [session.create_session(unique) for unique in ("ab", "cd", "ef")]
+    for age, path in zip((30, 10, 20), paths, strict=True):
+        session.write_node_pid(path, True)
+        os.utime(os.path.join(path, "node.pid"), (1_000_000 - age,) * 2)
+    dead = old_session(root, 1)
+    (dead / "node.pid").write_text(f"{dead_pid()}\nstays")
+    assert session.staying_sessions() == [paths[1], paths[2], paths[0]]
+
+
+def test_a_session_that_stays_is_not_swept_although_its_starter_is_gone(root: Path) -> None:
+    path = old_session(root, 1)
+    (path / "node.pid").write_text(f"{os.getpid()}\nstays")
+    session.sweep_stale_sessions()
+    assert (path / "sockets" / "node").exists()

@@ -4,6 +4,8 @@ and loops."""
 from __future__ import annotations
 
 import asyncio
+import random
+import sys
 import threading
 from typing import Any
 from unittest import mock
@@ -11,7 +13,15 @@ from unittest import mock
 import pytest
 
 from framework._runtime.objects import Objects
-from framework._runtime.waiters import FutureWaiter, ThreadWaiter, mailbox_of, register, unregister
+from framework._runtime.waiters import (
+    FutureWaiter,
+    ThreadWaiter,
+    first_done,
+    mailbox_of,
+    register,
+    unregister,
+    wait_set,
+)
 from framework._state.objects import FAILED, READY, Entry
 
 
@@ -165,3 +175,117 @@ def test_each_loop_of_a_thread_has_its_mailbox() -> None:
     for _ in range(3):
         asyncio.run(note())
     assert len({id(mailbox) for mailbox in seen}) == 3
+
+
+# ---- the loop around wait ----------------------------------------------------------------------------
+
+
+def test_the_first_that_are_done() -> None:
+    entries = [entry(n) for n in range(6)]
+    for n in (1, 4, 5):
+        complete(entries[n])
+    assert first_done(entries, 2) == [1, 4]
+    assert first_done(entries, 6) == [1, 4, 5]
+    assert first_done([], 1) == []
+
+
+def test_a_loop_registers_with_each_once() -> None:
+    entries = [entry(n) for n in range(50)]
+    left = list(entries)
+    while left:
+        with wait_set() as several:
+            timer = threading.Timer(0, complete, [left[len(left) // 2]])
+            timer.start()
+            assert several.wait_for(left, 1, 20)
+            timer.join()
+        assert len(first_done(left, 50)) == 1
+        left = [e for e in left if not e.state]
+        assert all(e.waiters == [several] for e in left)
+    assert not any(e.waiters for e in entries)
+
+
+def test_what_is_done_before_the_turn_counts() -> None:
+    first, second = entry(1), entry(2)
+    with wait_set() as several:
+        complete(first)
+        assert several.wait_for([first, second], 1, 20)
+        complete(second)  # between two turns, when it is registered already
+        assert several.wait_for([second], 1, 20)
+
+
+def test_what_is_done_of_an_earlier_turn_does_not_count() -> None:
+    old, done, new = entry(1), entry(2), entry(3)
+    complete(done)
+    with wait_set() as several:
+        assert several.wait_for([old, done], 1, 20)
+        complete(old)
+        assert not several.wait_for([new], 1, 0.01)
+
+
+def test_a_late_waking_does_not_end_the_next_turn() -> None:
+    done, new = entry(1), entry(2)
+    complete(done)
+    with wait_set() as several:
+        assert several.wait_for([done], 1, 20)
+        late = threading.Timer(0, several._lock.release)
+        late.start()
+        assert not several.wait_for([new], 1, 0.05)
+        late.join()
+
+
+def test_a_turn_that_ends_without_success_leaves_nothing() -> None:
+    entries = [entry(n) for n in range(10)]
+    with wait_set() as several:
+        assert not several.wait_for(entries, 1, 0)
+    assert not any(e.waiters for e in entries)
+
+
+def test_between_two_turns_it_refers_to_no_entry() -> None:
+    done, left = entry(1), entry(2)
+    complete(done)
+    before = sys.getrefcount(left)
+    with wait_set() as several:
+        assert several.wait_for([done, left], 1, 20)
+    assert left.waiters == [several]
+    assert sys.getrefcount(left) == before
+
+
+def test_a_turn_inside_of_a_turn_has_a_set_of_its_own() -> None:
+    outer_entry, inner_entry, left = entry(1), entry(2), entry(3)
+    with wait_set() as outer:
+        with wait_set() as inner:
+            assert inner is not outer
+            complete(inner_entry)
+            assert inner.wait_for([inner_entry, left], 1, 20)
+        assert not left.waiters  # nobody will use that one again
+        complete(outer_entry)
+        assert outer.wait_for([outer_entry], 1, 20)
+    with wait_set() as again:
+        assert again is outer
+
+
+@pytest.mark.slow
+def test_no_waking_is_lost_between_threads() -> None:
+    objects = Objects(mock.Mock())
+    entries = [entry(n) for n in range(5000)]
+    order = random.Random(3).sample(entries, len(entries))
+
+    def work() -> None:
+        for target in order:
+            target.state = READY
+            objects.notify(target)
+
+    thread = threading.Thread(target=work)
+    left = list(entries)
+    thread.start()
+    while left:
+        done = first_done(left, 7)
+        needed = min(7, len(left))
+        if len(done) < needed:
+            with wait_set() as several:
+                assert several.wait_for(left, needed, 20)
+            done = first_done(left, 7)
+            assert len(done) == needed
+        for position in reversed(done):
+            del left[position]
+    thread.join()

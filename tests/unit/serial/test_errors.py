@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from framework import exceptions
 from framework._serial import errors
 from framework._serial.errors import error_from_wire, error_to_wire
-from framework._serial.values import is_error, wire_size
+from framework._serial.refs import reduce_ref, register_ref_type, set_out_of_band_hook
+from framework._serial.values import is_error, nested_refs, wire_size
 from framework.exceptions import FrameworkError, GetTimeoutError, TaskError, UnserializableCause
 
 
@@ -338,3 +339,87 @@ def test_nothing_of_the_frames_is_kept() -> None:
     error = error_from_wire(wires[0])
     assert error.__traceback__ is None
     assert error.__context__ is None
+
+
+# ---- references --------------------------------------------------------------------------------------
+
+
+class Reference:
+    """What the owner of a reference class registers."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+    def __reduce__(self) -> Any:
+        return reduce_ref(self)
+
+
+register_ref_type(
+    Reference,
+    lambda ref: (ref.number.to_bytes(28, "big"), "unix:owner"),
+    lambda object_id, _: Reference(int.from_bytes(object_id, "big")),
+    kind="errors test",
+)
+
+
+class Carrier(Exception):
+    def __init__(self, number: int, ref: Any) -> None:
+        super().__init__(f"number {number}")
+        self.ref = ref
+
+
+def passed_on(error: BaseException) -> BaseException:
+    """As a task gets it that another has raised."""
+    return error_from_wire(errors.encode_error(error, function_name="g", pid=7, ip="")[0])
+
+
+def chained() -> BaseException:
+    error = ValueError("outer", Reference(5))
+    error.__cause__ = ValueError(Reference(6))
+    error.__context__ = ValueError(Reference(7))
+    return error
+
+
+@pytest.mark.parametrize(
+    ("make", "find"),
+    [
+        (lambda: ValueError("x", Reference(5)), lambda e: e.args[1]),
+        (lambda: Carrier(1, Reference(5)), lambda e: e.ref),
+        (lambda: ExceptionGroup("g", [Carrier(1, Reference(5))]), lambda e: e.exceptions[0].ref),
+        (lambda: GetTimeoutError(Reference(5)), lambda e: e.args[0]),
+        (lambda: passed_on(ValueError(Reference(5))), lambda e: e.args[0]),
+        (chained, lambda e: e.args[1]),
+    ],
+)
+def test_references_are_named_beside_the_pickle(make: Any, find: Any) -> None:
+    told: list[Any] = []
+    set_out_of_band_hook(told.append)
+    try:
+        wire, refs = errors.encode_error(make(), function_name="f", pid=7, ip="")
+        plain = error_to_wire(make(), function_name="f", pid=7, ip="")
+    finally:
+        set_out_of_band_hook(None)
+    assert told == [], "nothing is pinned for good"
+    assert [ref.number for ref in refs] == [5]
+    wire = msgpack.unpackb(msgpack.packb(wire))
+    assert nested_refs(wire) == [[(5).to_bytes(28, "big"), "unix:owner"]]
+    assert find(error_from_wire(wire)).number == 5
+    assert nested_refs(plain) == [], "for those who keep nothing: the text"
+    assert isinstance(error_from_wire(plain).cause, UnserializableCause)  # type: ignore[attr-defined]
+    assert not is_error(wire[-1])
+
+
+def test_errors_without_references_have_no_place_for_them() -> None:
+    for make in (lambda: ValueError(1), GetTimeoutError, lambda: UnserializableCause("x", "y")):
+        wire, refs = errors.encode_error(make(), function_name="f", pid=7, ip="")
+        assert (refs, nested_refs(wire)) == ([], [])
+        assert error_to_wire(make(), function_name="f", pid=7, ip="") == wire
+    assert nested_refs([2, 2, "ValueError", "of the head"]) == []
+
+
+def test_a_cause_that_is_too_large_takes_its_references_along() -> None:
+    wire, refs = errors.encode_error(
+        Carrier(1, [Reference(5), b"x" * errors.MAX_CAUSE]), function_name="f", pid=7, ip=""
+    )
+    assert (refs, nested_refs(wire)) == ([], [])
+    assert "number 1" in str(error_from_wire(wire))

@@ -47,6 +47,17 @@ def test_unknown_functions_go_one_to_each_lease() -> None:
     assert key.wanted() is None, "the node knows already"
 
 
+def test_a_worker_that_takes_nothing_gets_nothing_until_it_does() -> None:
+    key, leases = key_with(2)
+    leases[0].full = True
+    enqueue(key, tasks(4, template(10.0)))
+    assert {lease.lease_id for lease, _ in key.dispatch()} == {1}
+    enqueue(key, tasks(2, template(), first=10))
+    assert key.dispatch() == []
+    leases[0].full = False
+    assert [lease.lease_id for lease, _ in key.dispatch()] == [0]
+
+
 def test_short_functions_go_in_batches_that_are_spread_evenly() -> None:
     key, leases = key_with(2)
     enqueue(key, tasks(100, template(10.0)))

@@ -47,6 +47,20 @@ def test_a_demand_starts_workers_and_is_granted_when_they_are_up() -> None:
     assert again.worker is state.workers[b"w1"]
 
 
+def test_idle_workers_of_a_job_that_has_ended_are_replaced() -> None:
+    state = node(4)
+    state.prestart(2)
+    for name in (b"used", b"busy", b"fresh"):
+        up(state, name)
+    state.workers[b"used"].job = state.workers[b"busy"].job = JOB
+    state.workers[b"busy"].state = "leased"
+    idle, commands = state.job_ended(JOB, 2)
+    assert [worker.worker_id for worker in idle] == [b"used"]
+    assert commands == [("start", ())], "with the fresh one, two for the next job"
+    assert state.job_ended(JOB, 2)[1] == [], "that one is under way"
+    assert state.job_ended(b"another", 2) == ([], [])
+
+
 def test_owners_take_turns() -> None:
     state = node(4)
     for owner in ("a", "b"):

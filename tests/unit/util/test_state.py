@@ -34,7 +34,7 @@ class FakeRuntime:
     """A driver and two workers, one object in the store."""
 
     def __init__(self) -> None:
-        self.store = self
+        self.store = self.listing = self
         self.rows = [
             row(1),
             row(2, kind="driver", borrowed=True),
@@ -46,7 +46,7 @@ class FakeRuntime:
         block = {"object_id": b"s" * 28, "pins": 2, "state": "in memory", "size": 300, "sealed": True}
         return {"objects": [block], "stats": {"used": 4096}}
 
-    def list_everywhere(self) -> list[dict[str, Any]]:
+    def everywhere(self) -> list[dict[str, Any]]:
         return self.rows
 
 
