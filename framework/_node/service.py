@@ -501,6 +501,7 @@ class NodeService:
         surplus = self.state.surplus(self._loop.time(), self._prestart, limits.WORKER_IDLE_TIMEOUT * 0.9)
         for worker in surplus:
             worker.idle_since = self._loop.time()  # asked once per period
+            worker.asked_to_end = True
             worker.peer.cast(m.EXIT, False, "it is idle and not needed")
         # What is left of a job without a driver: detached actors, and workers that own what those use.
         self._jobs_over &= {worker.job for worker in self.state.workers.values() if worker.job is not None}
@@ -512,7 +513,10 @@ class NodeService:
             self._watch_idle()
 
     def _exit_denied(self, connection: Connection, frame: Frame) -> None:
-        """An idle worker owns objects that are in use: it stays."""
+        """An idle worker owns objects that are in use: it stays, and may be used."""
+        worker = self.state.workers.get(connection.ident)
+        if worker is not None:
+            worker.asked_to_end = False
 
     # ---- actors --------------------------------------------------------------------------------------
 
@@ -560,9 +564,11 @@ class NodeService:
 
     def _actor_end(self, connection: Connection, frame: Frame) -> None:
         _, actor, incarnation, force, reason = frame
+        wanted = self._actor_specs.get(actor)
         if incarnation < 0:
             self._actor_specs.pop(actor, None)
-        self._run(self.state.drop_actor(actor))
+        if wanted is None or incarnation < 0 or incarnation == wanted[1]:  # its successor may wait already
+            self._run(self.state.drop_actor(actor))
         for worker in list(self.state.workers.values()):
             if worker.state == ACTOR and worker.allocation is not None and worker.allocation.actor == actor:
                 process = self._processes.get(worker.worker_id)

@@ -455,6 +455,8 @@ class Runtime:
         """Any thread but the loop's: the values of objects that are done; the first exception, if any."""
         for entry in entries:
             if entry.state == FAILED:
+                for other in entries:
+                    other.seen = True  # somebody has asked for it, and hears of one failure
                 raise self.objects.error(entry)
         found: list[Any] = [None] * len(entries)
         for position in self.store.in_batches([entry.value for entry in entries]):

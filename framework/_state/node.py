@@ -42,6 +42,7 @@ class Worker:
     __slots__ = (
         "address",
         "allocation",
+        "asked_to_end",
         "blocked",
         "env",
         "idle_since",
@@ -63,6 +64,7 @@ class Worker:
         self.allocation: Allocation | None = None
         self.blocked = False
         self.idle_since = 0.0
+        self.asked_to_end = False  #: because it is idle, and has not said no: it may be gone at any moment
 
 
 class Allocation:
@@ -267,7 +269,8 @@ class NodeState:
         """
         best: Worker | None = None
         for worker in self.workers.values():
-            if worker.state == IDLE and worker.env == env and worker.job in (None, job):
+            usable = worker.state == IDLE and not worker.asked_to_end
+            if usable and worker.env == env and worker.job in (None, job):
                 if best is None or (worker.job is not None, worker.idle_since) > (
                     best.job is not None,
                     best.idle_since,

@@ -350,13 +350,8 @@ class ActorHost:
         args: list[Any],
         kwargs: dict[str, Any],
     ) -> int:
-        executor = self._executor
-        producer = Producer(executor, connection, template, unique, extra, _plain_call)
-        executor.producers[unique] = producer
-        try:
+        with Producer(self._executor, connection, template, unique, extra, _plain_call) as producer:
             return producer.run(template.function(*args, **kwargs))
-        finally:
-            executor.producers.pop(unique, None)
 
     def _maybe_leave(self) -> None:
         if self._executor._leaving is not None:
@@ -492,16 +487,11 @@ class ActorHost:
         args: list[Any],
         kwargs: dict[str, Any],
     ) -> int:
-        executor = self._executor
         iterable = template.function(*args, **kwargs)
-        producer = Producer(executor, connection, template, unique, extra, _plain_call)
-        executor.producers[unique] = producer
-        try:
+        with Producer(self._executor, connection, template, unique, extra, _plain_call) as producer:
             if hasattr(iterable, "__aiter__"):
                 return await producer.run_async(iterable)
             return await self._in_pool(unique, producer.run, [iterable], {})  # type: ignore[no-any-return]
-        finally:
-            executor.producers.pop(unique, None)
 
     def _error(self, error: BaseException, name: str, context: TaskContext) -> list[Any]:
         return error_to_wire(

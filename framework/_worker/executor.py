@@ -545,9 +545,7 @@ class Executor:
         args: list[Any],
         kwargs: dict[str, Any],
     ) -> int:
-        producer = Producer(self, connection, template, unique, extra, self.call)
-        self.producers[unique] = producer
-        try:
+        with Producer(self, connection, template, unique, extra, self.call) as producer:
             iterable = self.call(unique, template.function, args, kwargs)
             if template.is_async:
                 iterable = self._run_async(unique, iterable)
@@ -558,8 +556,6 @@ class Executor:
             if self.reasons.get(unique, "closed") != "closed":
                 raise Interrupt("the task was cancelled")
             return count
-        finally:
-            self.producers.pop(unique, None)
 
     # ---- the end -------------------------------------------------------------------------------------
 

@@ -60,6 +60,14 @@ class Producer:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._async_wake: asyncio.Event | None = None
 
+    def __enter__(self) -> Producer:
+        """While it runs, its owner reaches it under the number of its task."""
+        self._executor.producers[self._unique] = self
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._executor.producers.pop(self._unique, None)
+
     def credit(self, credits: int) -> None:
         """The consumer has taken items."""
         with self._wake:

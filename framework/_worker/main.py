@@ -85,7 +85,8 @@ def _reseed() -> None:
     random.seed()
     numpy = sys.modules.get("numpy")
     if numpy is not None and "numpy.random" in sys.modules:
-        numpy.random.seed()
+        # (Without an argument it does so by way of much Python code, which costs each fork 70 pages.)
+        numpy.random.seed(int.from_bytes(os.urandom(4), "little"))
 
 
 def _adopt_job(config: Config, facts: dict[str, Any]) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import functools
 import gc
 import os
 import select
@@ -24,10 +25,16 @@ from framework._base.limits import EARLY_FORKS, EARLY_WAIT, MAX_ZYGOTE_BUFFER
 PR_SET_PDEATHSIG = 1
 
 
+@functools.cache
+def _libc() -> ctypes.CDLL:
+    """Found once, before the forks: finding it touches 60 pages of memory, which each of them would copy."""
+    return ctypes.CDLL(None, use_errno=True)
+
+
 def die_with_parent(parent: int) -> None:
     """Have the kernel kill this process when its parent ends (Linux), also when it ended before this call."""
     if sys.platform == "linux":
-        ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        _libc().prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:
         os._exit(0)
 

@@ -1,7 +1,8 @@
 """Deaths of actors: one test for each moment of an actor's life at which it may happen.
 
-Elsewhere: the end of its owner, handles on the way, generators and races (test_actor_races.py); the driver's
-end with detached actors (test_detached.py); a constructor, or an argument of it, that fails (test_actor_life.py).
+Elsewhere: the end of its owner, handles on the way, generators and races (test_actor_races.py); the end of
+the driver, with detached actors (test_detached.py); a constructor, or an argument of it, that fails
+(test_actor_life.py).
 """
 
 from __future__ import annotations

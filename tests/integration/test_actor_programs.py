@@ -55,7 +55,9 @@ def programs(draw: st.DrawFn) -> Program:
     crashing = sum(step in ("held", "die") for _, script in callers for step in script)
     drop = draw(st.booleans())
     how = st.just("signal") if drop else st.sampled_from(["signal", "signal", "restart", "kill"])
-    strikes = draw(st.lists(st.tuples(st.integers(1, 50), how), max_size=max(0, 5 - crashing)))
+    strikes = draw(
+        st.lists(st.tuples(st.integers(1, 6) | st.integers(1, 50), how), max_size=max(0, 5 - crashing))
+    )
     return Program(
         kind=draw(st.sampled_from(["sync", "sync", "async", "threads"])),
         restarts=draw(st.sampled_from([-1, -1, 2, 0])),

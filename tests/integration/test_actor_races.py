@@ -7,6 +7,7 @@ from __future__ import annotations
 import gc
 import os
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -210,6 +211,18 @@ def test_kill_races_with_a_restart(session: object, tmp_path: Path, first: str) 
         for found in inits(log):
             gone(found)
         assert len(inits(log)) <= 2 and runs(log, 1) == 0
+
+
+def test_kill_with_restart_races_with_the_news_of_the_start(session: object, log: str) -> None:
+    """The head hears that an incarnation is up when it has been replaced: only that one is ended."""
+    actor = start(log, max_restarts=-1)
+    for incarnation in range(80):
+        begun(log, incarnation)
+        until = time.monotonic() + incarnation % 8 * 0.0004
+        while time.monotonic() < until:  # at another point of the start each time
+            pass
+        fw.kill(actor, no_restart=False)
+    assert get(actor.step.options(max_task_retries=-1).remote(1)) == 1
 
 
 def test_kill_with_restart_races_with_a_death(session: object, log: str) -> None:

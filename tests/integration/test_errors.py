@@ -391,3 +391,22 @@ def test_handled_errors_are_not_logged(logged: Any) -> None:
     wait_until(lambda: logged("the marker"), 10, "the marker")
     assert not logged("somebody looked")
     assert not logged("passed on")
+
+
+def test_a_list_that_fails_counts_as_looked_at(session: object, caplog: pytest.LogCaptureFixture) -> None:
+    """One failure is raised; the others of the same list are no news that nobody has asked for."""
+
+    @fw.remote
+    def fails() -> None:
+        raise LookupError("nothing there")
+
+    refs = [fails.remote() for _ in range(3)]
+    fw.wait(refs, num_returns=3, timeout=20)
+    with pytest.raises(LookupError):
+        fw.get(refs)
+    with caplog.at_level(logging.ERROR, logger="framework"):
+        del refs
+        gc.collect()
+        fw.get(fw.remote(lambda: None).remote())
+        wait_until(lambda: not [row for row in fw.util.state.list_objects() if row["state"] == "FAILED"], 10)
+    assert "nobody looked" not in caplog.text
