@@ -10,9 +10,9 @@ import importlib.util
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 
-from framework.benchmarks.floors import ECHO_BATCH, ECHO_ONE, IN_FLIGHT, INTERPRETER
+from framework.benchmarks.floors import ECHO_BATCH, ECHO_ONE, IN_FLIGHT, INTERPRETER, MEMCPY
 from framework.benchmarks.fresh import first_result
-from framework.benchmarks.model import PER_SECOND, SECONDS, Measure, Row, Settings, Workload
+from framework.benchmarks.model import GB_PER_SECOND, PER_SECOND, SECONDS, Measure, Row, Settings, Workload
 from framework.benchmarks.runner import async_rate, rate_measure
 
 TASK = "task, one at a time"
@@ -20,6 +20,7 @@ TASKS = "tasks, in flight"
 ACTOR = "actor call, one at a time"
 ACTORS = "actor calls, in flight"
 START_UP = "import, start, first result"
+PUT = "put of 128 MiB, store in use"
 
 #: Core row to the row of the product that measures the same.
 PRODUCT_ROWS: dict[str, str] = {
@@ -28,6 +29,7 @@ PRODUCT_ROWS: dict[str, str] = {
     ACTOR: "1:1 actor calls sync",
     ACTORS: "1:1 actor calls async",
     START_UP: "import + init + first result",
+    PUT: "put of 128 MiB, store in use",
 }
 #: Name of each peer to the module that it needs (None: part of the standard library).
 MODULES: dict[str, str | None] = {
@@ -119,6 +121,27 @@ def _ray(*, actor: bool, count: int) -> Prepare:
     return prepare
 
 
+@contextmanager
+def _ray_put(settings: Settings) -> Iterator[Measure]:
+    import numpy as np
+    import ray
+
+    ray.init(
+        num_cpus=settings.cpus,
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level="ERROR",
+        object_store_memory=2 * 1024**3,
+    )
+    try:
+        array = np.ones(16 * 1024**2)
+        refs = [ray.put(array) for _ in range(12)]  # its memory has been used before, as in the product's row
+        del refs
+        yield rate_measure(lambda: ray.put(array), array.nbytes / 1e9)
+    finally:
+        ray.shutdown()
+
+
 def _dask(*, actor: bool, count: int) -> Prepare:
     @contextmanager
     def prepare(settings: Settings) -> Iterator[Measure]:
@@ -192,8 +215,8 @@ def row_name(peer: str, core: str) -> str:
 
 
 def _workload(peer: str, core: str, prepare: Prepare) -> Workload:
-    unit = SECONDS if core == START_UP else PER_SECOND
-    floor = {TASK: ECHO_ONE, ACTOR: ECHO_ONE, START_UP: INTERPRETER}.get(core, ECHO_BATCH)
+    unit = {START_UP: SECONDS, PUT: GB_PER_SECOND}.get(core, PER_SECOND)
+    floor = {TASK: ECHO_ONE, ACTOR: ECHO_ONE, START_UP: INTERPRETER, PUT: MEMCPY}.get(core, ECHO_BATCH)
     row = Row(row_name(peer, core), unit, floor)
     return Workload(f"peer {peer}", (row,), prepare, product=False, fresh=core == START_UP)
 
@@ -206,6 +229,7 @@ _PREPARE: dict[str, dict[str, Prepare]] = {
         TASKS: _ray(actor=False, count=IN_FLIGHT),
         ACTOR: _ray(actor=True, count=1),
         ACTORS: _ray(actor=True, count=IN_FLIGHT),
+        PUT: _ray_put,
     },
     "Dask": {
         TASK: _dask(actor=False, count=1),
