@@ -333,7 +333,12 @@ class NodeService:
         self._loop.call_later(limits.WORKER_START_TIMEOUT, self._start_timed_out, worker_id)
 
     def _worker_config(self, worker_id: bytes) -> dict[str, Any]:
-        return {"session_dir": self._session_dir, "node_id": self.node_id, "worker_id": worker_id}
+        return {
+            "session_dir": self._session_dir,
+            "node_id": self.node_id,
+            "worker_id": worker_id,
+            "total": self.state.total,
+        }
 
     def _start_timed_out(self, worker_id: bytes) -> None:
         process = self._processes.get(worker_id)

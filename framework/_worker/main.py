@@ -42,6 +42,8 @@ def run_worker(config: dict[str, Any], env: dict[str, str]) -> int:
     mine.node_id = config["node_id"]
     mine.env = env
     runtime: Runtime = _made[0](mine)
+    # Before anybody's lease: an owner may be here sooner than the node's WELCOME.
+    runtime.node_facts = {"total": config["total"]}
     executor = Executor(runtime, os.path.join(session_dir, "sockets", f"{worker_id.hex()[:12]}.run"))
 
     def peer_joined(connection: Connection) -> None:
