@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from framework._base.ids import TaskID as TaskID
     from framework._base.ids import WorkerID as WorkerID
     from framework._base.retry import RetryPolicy as RetryPolicy
+    from framework._detach import detach as detach
     from framework._session import init as init
     from framework._session import is_initialized as is_initialized
     from framework._session import shutdown as shutdown
@@ -89,6 +90,7 @@ _WHERE = {
         "WorkerID",
     ),
     "framework._base.retry": ("RetryPolicy",),
+    "framework._detach": ("detach",),
     "framework._session": ("init", "is_initialized", "shutdown"),
     "framework.actor": ("Actor", "ActorClass", "ActorHandle", "get_actor", "method"),
     "framework.object_ref": ("DynamicObjectRefGenerator", "ObjectRef", "ObjectRefGenerator"),
@@ -103,7 +105,17 @@ _PARTS_OF_A_START = ("framework._boot", "framework._node.local", "framework._run
 _uses_asyncio = "asyncio" in sys.modules
 
 _NAMES = {name: module for module, names in _WHERE.items() for name in names}
-_MODULES = ("actor", "exceptions", "runtime_context", "util", "remote_function", "object_ref", "benchmarks")
+_MODULES = (
+    "actor",
+    "autoscaler",
+    "benchmarks",
+    "cluster_utils",
+    "exceptions",
+    "object_ref",
+    "remote_function",
+    "runtime_context",
+    "util",
+)
 
 __all__ = [
     "Actor",
@@ -126,6 +138,7 @@ __all__ = [
     "cancel",
     "cloudpickle",
     "cluster_resources",
+    "detach",
     "empty",
     "empty_like",
     "exceptions",

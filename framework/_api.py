@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import operator
 import os
+import warnings
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, Unpack, cast, overload
 
@@ -13,6 +14,7 @@ from framework._base.options import ActorOptions, TaskOptions
 from framework._handle import ActorHandle as Handle
 from framework._runtime.current import current
 from framework._runtime.waiters import first_done
+from framework._serial.values import is_stored
 from framework._wire import messages as m
 from framework.actor import ActorClass
 from framework.object_ref import ObjectRef, ObjectRefGenerator
@@ -95,7 +97,9 @@ def get(refs: Any, *, timeout: float | None = None, copy: bool = False) -> Any:
     timeout = _checked_timeout(timeout)
     if type(refs) is ObjectRef:
         entry = refs._entry
-        if not entry.state:
+        if timeout is not None and runtime.presence is not None:
+            runtime.waiting.get(runtime.presence.of([entry]), timeout)
+        elif not entry.state:
             runtime.waiting.get([entry], timeout)
         return runtime.value(entry, copy)
     if isinstance(refs, ObjectRefGenerator):
@@ -109,7 +113,10 @@ def get(refs: Any, *, timeout: float | None = None, copy: bool = False) -> Any:
                 f"get() takes references: item {position} of the list is {_shown(ref)}{_hint(ref)}"
             )
         entries.append(ref._entry)
-    runtime.waiting.get(entries, timeout)
+    waited = entries
+    if timeout is not None and runtime.presence is not None:
+        waited = runtime.presence.of(entries)
+    runtime.waiting.get(waited, timeout)
     return runtime.values(entries, copy)
 
 
@@ -138,15 +145,37 @@ def _hint(value: object) -> str:
     return ""
 
 
-def put(value: R, *, _owner: Any = None) -> ObjectRef[R]:
+def put(value: R, *, replicas: int = 1, _owner: Any = None) -> ObjectRef[R]:
     """Store a copy of `value`; its reference. Raises `SerializationError` when it cannot be pickled,
-    `TypeError` for a reference."""
+    `TypeError` for a reference.
+
+    With `replicas` of 2 or more there are so many copies, on different nodes, before this returns: the value
+    survives the death of all these nodes but one, if not that of this process, which owns it (`detach` does
+    that). When there are not enough nodes with room, a `RuntimeWarning` says how many copies there are. Small
+    values (up to 100 KiB) live with their owner alone.
+    """
     if isinstance(value, ObjectRef):
         raise TypeError(
             "put() of an ObjectRef is not allowed: it is a reference already (put([ref]) stores the "
             "reference)"
         )
-    return cast("ObjectRef[R]", current().put(value))
+    if isinstance(replicas, bool) or not isinstance(replicas, int) or replicas < 1:
+        raise ValueError(f"replicas is a number of copies, 1 or more; got {replicas!r}")
+    ref = current().put(value)
+    if replicas > 1:
+        _replicate(ref, replicas)
+    return cast("ObjectRef[R]", ref)
+
+
+def _replicate(ref: Any, replicas: int) -> None:
+    wire = ref._entry.value
+    if is_stored(wire):
+        copies = 1 + current().store.replicate(wire, replicas - 1)
+        if copies < replicas:
+            text = (
+                f"put(replicas={replicas}): only {copies} of them could be made, for want of nodes with room"
+            )
+            warnings.warn(text, RuntimeWarning, stacklevel=3)
 
 
 def wait(
@@ -159,7 +188,8 @@ def wait(
     """Block until `num_returns` of `refs` are done (or failed), or `timeout` seconds have passed.
 
     Returns (done, others): at most `num_returns` done ones, both lists in the order of `refs`. A generator
-    among them is done when its next item is there. Raises `ValueError` for an
+    among them is done when its next item is there. In a cluster an object is done when its value has been
+    copied to this node, unless `fetch_local` is false: then, when it exists. Raises `ValueError` for an
     empty list, duplicates, or `num_returns` out of range; `TypeError` for what is not a list of references.
     """
     runtime = current()
@@ -179,6 +209,8 @@ def wait(
         raise ValueError(
             f"num_returns must be between 1 and the number of references ({len(refs)}), got {num_returns}"
         )
+    if fetch_local and runtime.presence is not None:
+        entries = runtime.presence.of(entries)
     done = first_done(entries, num_returns)
     if len(done) < num_returns:
         runtime.waiting.wait(entries, num_returns, timeout, False, "wait")
@@ -268,7 +300,11 @@ def available_resources() -> dict[str, float]:
 def _with_node_names(units: dict[str, int]) -> dict[str, float]:
     ip = current().config.node_ip
     amounts = {name: amount for name, amount in res.to_floats(units).items() if amount > 0}
-    return {**amounts, f"node:{ip}": 1.0, "node:__internal_head__": 1.0}
+    nodes = {f"node:{ip}": 1.0}
+    if current().config.cluster is not None:
+        rows = current().head_call(m.NODES)
+        nodes = {f"node:{row['host']}": 1.0 for row in rows if row.get("alive", True)}
+    return {**amounts, **nodes, "node:__internal_head__": 1.0}
 
 
 def nodes() -> list[dict[str, Any]]:
@@ -279,19 +315,32 @@ def nodes() -> list[dict[str, Any]]:
     return [
         {
             "NodeID": node["node_id"].hex(),
-            "Alive": True,
-            "NodeManagerAddress": runtime.config.node_ip,
-            "NodeManagerHostname": os.uname().nodename,
-            "NodeName": runtime.config.node_ip,
+            "Alive": node.get("alive", True),
+            "NodeManagerAddress": (ip := node.get("host") or runtime.config.node_ip),
+            "NodeManagerHostname": node.get("hostname") or os.uname().nodename,
+            "NodeManagerPort": node.get("port", 0),
+            "NodeName": ip,
+            "ObjectManagerPort": node.get("data_port", 0),
             "ObjectStoreSocketName": "",
             "RayletSocketName": os.path.join(node["session_dir"], "sockets", "node"),
-            "Resources": {**res.to_floats(node["total"]), f"node:{runtime.config.node_ip}": 1.0},
-            "Labels": {},
-            "alive": True,
+            "Resources": _node_resources(node, ip) if node.get("alive", True) else {},
+            "Labels": {"ray.io/node-id": node["node_id"].hex(), **node.get("labels", {})},
+            "alive": node.get("alive", True),
             "pid": node["pid"],
+            "draining": node.get("draining", False),
         }
         for node in runtime.head_call(m.NODES)
     ]
+
+
+def _node_resources(node: dict[str, Any], ip: str) -> dict[str, float]:
+    """Without the parts of placement groups, which stand for what is in it already."""
+    amounts = {name: amount for name, amount in res.to_floats(node["total"]).items() if "_group_" not in name}
+    return {
+        **amounts,
+        f"node:{ip}": 1.0,
+        **({"node:__internal_head__": 1.0} if node.get("head", True) else {}),
+    }
 
 
 def get_gpu_ids() -> list[int]:

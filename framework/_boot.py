@@ -55,8 +55,11 @@ def connect(runtime: Runtime) -> None:
     session_dir = runtime.config.session_dir
 
     async def on_loop() -> None:
-        node_sock, head_sock = _open(session_dir)
-        head = runtime.attach_head(head_sock)
+        node_sock = _node_socket(session_dir)
+        head = runtime.connect_head()
+        if head is None:
+            node_sock.close()
+            raise ConnectionFailedError("its head does not answer")
         answer = await asyncio.wait_for(head.call(m.JOB_START, {"pid": os.getpid()}), limits.CONNECT_TIMEOUT)
         runtime.config.job = job_id_bytes(answer["job"])
         runtime.listen()
@@ -77,14 +80,8 @@ def connect(runtime: Runtime) -> None:
         ) from None
 
 
-def _open(session_dir: str) -> tuple[socket.socket, socket.socket]:
-    sockets = os.path.join(session_dir, "sockets")
+def _node_socket(session_dir: str) -> socket.socket:
     try:
-        node_sock = connect_unix(os.path.join(sockets, "node"))
-        try:
-            return node_sock, connect_unix(os.path.join(sockets, "head"))
-        except BaseException:
-            node_sock.close()
-            raise
+        return connect_unix(os.path.join(session_dir, "sockets", "node"))
     except OSError as error:
         raise ConnectionFailedError(str(error)) from None

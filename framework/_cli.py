@@ -1,98 +1,171 @@
-"""``python -m framework start | status | stop``: sessions that stay when their drivers leave."""
+"""``python -m framework``: clusters started, joined, looked at and stopped."""
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import signal
 import sys
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
-from framework._base import resources as res
-from framework._init_checks import wanted_resources
-from framework._node.control import Client, running_sessions, start_session, stop_session, wait_for_session
+import click
+
+from framework._base import limits
+from framework._init_checks import checked_labels, wanted_resources
+from framework._node.control import (
+    Client,
+    client_of_head,
+    cluster_facts,
+    join_session,
+    running_sessions,
+    sessions_of_cluster,
+    start_session,
+    stop_session,
+    wait_for_session,
+)
+from framework._node.launching import is_loopback
 from framework._node.session import node_pid
 from framework._wire import messages as m
 from framework.exceptions import FrameworkError
 
 PROGRAM = "python -m framework"
 
+F = TypeVar("F", bound=Callable[..., Any])
+
 
 def main(arguments: Sequence[str]) -> int:
     """Run one command; the exit code: 0, 1 when it fails, 2 for wrong arguments."""
-    options = _parser().parse_args(arguments)
     try:
-        code: int = options.run(options)
-        return code
-    except (FrameworkError, OSError, ValueError, TypeError) as error:
-        print(f"{PROGRAM} {options.command}: {error}", file=sys.stderr)
+        code = cli.main(list(arguments), prog_name=PROGRAM, standalone_mode=False)
+        return code if isinstance(code, int) else 0
+    except click.exceptions.Exit as end:
+        return end.exit_code
+    except click.Abort:
+        return 130
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except (FrameworkError, OSError, ValueError, TypeError, RuntimeError) as error:
+        print(f"{PROGRAM}: {error}", file=sys.stderr)
         return 1
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog=PROGRAM, description="Sessions that stay when their drivers leave.")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    start = commands.add_parser("start", help="start a session on this machine, in the background")
-    start.add_argument("--head", action="store_true", help="the first (and for now only) node of a session")
-    start.add_argument("--num-cpus", type=float, help="CPUs that it offers (default: those of the machine)")
-    start.add_argument("--num-gpus", type=float, help="GPUs that it offers (default: those of the machine)")
-    start.add_argument(
-        "--resources", type=_resources, metavar="JSON", help='custom amounts: {"name": amount}'
-    )
-    start.add_argument(
-        "--object-store-memory", type=int, metavar="BYTES", help="shared memory for large values"
-    )
-    start.add_argument(
-        "--block", action="store_true", help="stay in the foreground; Ctrl-C stops the session"
-    )
-    start.set_defaults(run=_start)
-    for name, run, text in (
-        ("status", _status, "what the sessions have and what runs in them"),
-        ("stop", _stop, "end sessions with all that runs in them"),
-    ):
-        command = commands.add_parser(name, help=text)
-        command.add_argument(
-            "address", nargs="?", help="the directory of one session (default: all of this user)"
-        )
-        command.set_defaults(run=run)
-    return parser
+@click.group()
+def cli() -> None:
+    """Clusters, and sessions that stay when their drivers leave."""
 
 
-def _resources(text: str) -> dict[str, float]:
-    try:
-        found = json.loads(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(f"not JSON: {error}") from None
-    if not isinstance(found, dict):
-        raise argparse.ArgumentTypeError('an object is expected: {"name": amount}')
-    return found
+class _Json(click.ParamType[dict[str, Any]]):
+    name = "json"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if isinstance(value, dict):
+            return value
+        try:
+            found = json.loads(value)
+        except ValueError as error:
+            self.fail(f"not JSON: {error}", param, ctx)
+        if not isinstance(found, dict):
+            self.fail("a JSON object is expected: '{\"name\": value}'", param, ctx)
+        return found
 
 
-def _start(options: argparse.Namespace) -> int:
-    if not options.head:
-        raise ValueError("--head is missing: nodes that join a session are not supported yet")
+_START = (
+    click.option("--head", is_flag=True, help="Start a new cluster: its head, and the head's node."),
+    click.option("--address", metavar="HOST:PORT", help="Join the cluster whose head is there."),
+    click.option("--host", help="The address under which others reach this node (default: loopback)."),
+    click.option("--bind", help="The address to listen at, if that is another (such as 0.0.0.0)."),
+    click.option("--port", type=click.IntRange(0, 65535), default=0, help="Of the head (default: any free)."),
+    click.option("--num-cpus", type=float, help="CPUs that it offers (default: those of the machine)."),
+    click.option("--num-gpus", type=float, help="GPUs that it offers (default: those of the machine)."),
+    click.option("--memory", type=float, metavar="BYTES", help="Memory that it offers to tasks."),
+    click.option("--resources", type=_Json(), help="Custom amounts: '{\"name\": amount}'."),
+    click.option("--labels", type=_Json(), help='Labels of the node: \'{"name": "value"}\'.'),
+    click.option("--object-store-memory", type=int, metavar="BYTES", help="Shared memory for large values."),
+    click.option("--tls/--no-tls", default=None, help="Encrypt connections (default: beyond loopback)."),
+    click.option(
+        "--autoscale", type=click.Path(exists=True, dir_okay=False), help="Add and end nodes, as told."
+    ),
+    click.option("--block", is_flag=True, help="Stay in the foreground; Ctrl-C stops it."),
+)
+
+
+def _with(options: Sequence[Callable[[F], F]]) -> Callable[[F], F]:
+    def decorate(function: F) -> F:
+        for option in reversed(options):
+            function = option(function)
+        return function
+
+    return decorate
+
+
+@cli.command()
+@_with(_START)
+def start(head: bool, address: str | None, **options: Any) -> int:
+    """Start a cluster on this machine, or join one; in the background."""
+    if head == (address is not None):
+        raise ValueError("either --head (a new cluster) or --address=HOST:PORT (join one) is needed")
     wanted = wanted_resources(
-        options.num_cpus,
-        options.num_gpus,
-        resources=options.resources,
-        object_store_memory=options.object_store_memory,
+        options["num_cpus"],
+        options["num_gpus"],
+        options["memory"],
+        options["resources"],
+        options["object_store_memory"],
+        labels=checked_labels(options["labels"]),
     )
-    address = start_session(wanted)
+    if head:
+        session_dir = _start_head(wanted, options)
+    else:
+        assert address is not None
+        _refuse_for_join(options)
+        session_dir = join_session(address, wanted, host=options["host"], bind=options["bind"])
+        print(f"A node has joined the cluster at {address}: session {session_dir}\n")
+        print(f"Stop it:         {PROGRAM} stop {session_dir}", flush=True)
+    if options["autoscale"]:
+        return _autoscale(session_dir, options["autoscale"])
+    return _block(session_dir) if options["block"] else 0
+
+
+def _refuse_for_join(options: dict[str, Any]) -> None:
+    for name in ("port", "tls", "autoscale"):
+        if options[name]:
+            raise ValueError(f"--{name} is for --head: a node that joins takes it from the head")
+
+
+def _start_head(wanted: dict[str, Any], options: dict[str, Any]) -> str:
+    host = options["host"] or "127.0.0.1"
+    bind = options["bind"] or host
+    if host in ("0.0.0.0", "::"):
+        raise ValueError(
+            f"--host={host} is no address that others could reach: pass --bind={host} with a --host"
+        )
+    if options["tls"] is False and not is_loopback(bind):
+        print("Connections between nodes are not encrypted (--no-tls).", file=sys.stderr)
+    began = start_session(wanted, host=host, bind=bind, port=options["port"], tls=options["tls"])
     print(
-        f"A session runs at {address}\n\n"
-        f"Connect to it:   framework.init(address={address!r})\n"
+        f"A session runs at {began.session_dir}\n\n"
+        f"Connect to it:   framework.init(address={began.session_dir!r})\n"
         '           or:   framework.init(address="auto"), which takes the latest\n'
-        f"           or:   export FRAMEWORK_ADDRESS={address}\n"
+        f"           or:   export FRAMEWORK_ADDRESS={began.session_dir}\n"
+        f"           or:   framework.init(address={began.address!r})\n"
+        f"Join it:         FRAMEWORK_TOKEN={began.token} {PROGRAM} start --address={began.address}\n"
         f"Look at it:      {PROGRAM} status\n"
-        f"Stop it:         {PROGRAM} stop {address}",
+        f"Stop it:         {PROGRAM} stop {began.session_dir}",
         flush=True,
     )
-    return _block(address) if options.block else 0
+    return began.session_dir
 
 
-def _block(address: str) -> int:
+def _autoscale(session_dir: str, path: str) -> int:
+    from framework.autoscaler.config import autoscaler_of
+
+    print(f"Nodes come and go as {path} says; Ctrl-C stops all of it.", flush=True)
+    with autoscaler_of(session_dir, path):
+        return _block(session_dir)
+
+
+def _block(session_dir: str) -> int:
     """Until the session ends, or somebody ends this process, which then stops it."""
 
     def interrupt(number: int, frame: object) -> None:
@@ -100,58 +173,103 @@ def _block(address: str) -> int:
 
     signal.signal(signal.SIGTERM, interrupt)
     try:
-        orderly = wait_for_session(address)
+        orderly = wait_for_session(session_dir)
     except KeyboardInterrupt:
-        stop_session(address)
+        stop_session(session_dir)
         print("The session was stopped.", flush=True)
         return 0
-    stop_session(address)  # what is left of it
+    stop_session(session_dir)  # what is left of it
     print("The session has ended." if orderly else "The session's node process has died.", flush=True)
     return 0 if orderly else 1
 
 
-def _chosen(options: argparse.Namespace) -> list[str]:
-    return [os.path.abspath(options.address)] if options.address else running_sessions()
+def chosen_sessions(address: str | None) -> list[str]:
+    """The sessions that a command is about: one by its directory or by the address of its cluster's head; all
+    of this user that were started to stay."""
+    if address is None:
+        return running_sessions()
+    if ":" in address and not os.path.isdir(address):
+        found = sessions_of_cluster(address)
+        if not found:
+            raise FrameworkError(f"no node of the cluster at {address} runs on this machine")
+        return found
+    return [os.path.abspath(address)]
 
 
-def _stop(options: argparse.Namespace) -> int:
-    sessions = _chosen(options)
-    for address in sessions:
-        if stop_session(address):
-            print(f"Stopped the session at {address}")
-        elif options.address:
-            raise FrameworkError(f"no session runs at {address}")
+_ADDRESS = click.argument("address", required=False)
+
+
+@cli.command()
+@_ADDRESS
+@click.option("--force", is_flag=True, help="Kill at once what would have to be asked to end.")
+def stop(address: str | None, force: bool) -> int:
+    """End sessions with all that runs in them (default: all of this user); a head takes its cluster along."""
+    sessions = chosen_sessions(address)
+    for session_dir in sessions:
+        if stop_session(session_dir, force):
+            print(f"Stopped the session at {session_dir}")
+        elif address:
+            raise FrameworkError(f"no session runs at {session_dir}")
     if not sessions:
         print("No session runs.")
     return 0
 
 
-def _status(options: argparse.Namespace) -> int:
-    sessions = _chosen(options)
-    for address in sessions:
-        print("\n".join(_described(address)))
+@cli.command()
+@_ADDRESS
+def status(address: str | None) -> int:
+    """What the sessions have and what runs in them."""
+    from framework._cli_status import show_status
+
+    sessions = chosen_sessions(address)
+    for session_dir in sessions:
+        show_status(session_dir)
     if not sessions:
         print(f"No session runs. Start one: {PROGRAM} start --head")
     return 0
 
 
-def _described(address: str) -> list[str]:
-    with Client(address, "head") as head, Client(address, "node") as node:
-        total: dict[str, Any] = res.to_floats(head.call(m.RESOURCES, False))
-        free: dict[str, Any] = res.to_floats(head.call(m.RESOURCES, True))
-        actors = head.call(m.ACTOR_LIST, None)
-        kinds = [row["kind"] for row in node.call(m.PROCESSES)]
-    lines = [
-        f"Session {address}",
-        f"  node process {node_pid(address)}; drivers: {kinds.count('driver')}, "
-        f"workers: {kinds.count('worker')}",
-    ]
-    for name, amount in total.items():
-        if amount:
-            used = amount - free.get(name, 0.0)
-            if name in ("memory", "object_store_memory"):
-                lines.append(f"  {name}: {used / 2**30:.2f} of {amount / 2**30:.2f} GiB in use")
-            else:
-                lines.append(f"  {name}: {used:g} of {amount:g} in use")
-    lines += [f"  actor {name!r} in namespace {namespace!r}" for namespace, name in actors]
-    return lines
+@cli.command()
+@click.argument("node")
+@click.option("--address", help="The session or cluster (default: the latest of this user).")
+@click.option("--timeout", type=float, default=limits.DRAIN_TIMEOUT, help="Seconds that its work may take.")
+@click.option("--stop/--keep", "ends", default=True, help="Whether the node ends afterwards.")
+def drain(node: str, address: str | None, timeout: float, ends: bool) -> int:
+    """Move all work off a node (the beginning of its id), then stop it."""
+    from framework._cli_status import drain_node
+
+    sessions = chosen_sessions(address)
+    if not sessions:
+        raise FrameworkError("no session runs")
+    return drain_node(sessions[0], node, timeout, ends)
+
+
+@cli.command(name="list")
+@click.argument(
+    "what", type=click.Choice(["actors", "nodes", "objects", "placement-groups", "tasks", "workers"])
+)
+@click.option("--filter", "filters", multiple=True, help="KEY=VALUE or KEY!=VALUE; may be repeated.")
+@click.option("--limit", type=int, default=100, show_default=True, help="Rows to show at the most.")
+@click.option("--detail", is_flag=True, help="All columns.")
+@click.option("--format", "form", type=click.Choice(["table", "json"]), default="table", show_default=True)
+@click.option("--address", help="The session or cluster (default: FRAMEWORK_ADDRESS, or the latest).")
+def list_(
+    what: str, filters: tuple[str, ...], limit: int, detail: bool, form: str, address: str | None
+) -> int:
+    """What is alive in a session: actors, nodes, objects, tasks, ..."""
+    from framework._cli_listing import show_list
+
+    return show_list(what, filters, limit=limit, detail=detail, form=form, address=address)
+
+
+@cli.command()
+@click.option("--address", help="The session or cluster (default: FRAMEWORK_ADDRESS, or the latest).")
+@click.option("--limit", type=int, default=50, show_default=True, help="Objects to show at the most.")
+def memory(address: str | None, limit: int) -> int:
+    """The object stores, and what holds the objects in them."""
+    from framework._cli_listing import show_memory
+
+    return show_memory(limit, address)
+
+
+__all__ = ["Client", "chosen_sessions", "cli", "client_of_head", "cluster_facts", "m", "main", "node_pid"]

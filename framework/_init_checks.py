@@ -11,7 +11,6 @@ from framework._base import resources as res
 
 #: arguments of Ray's `init` that have no meaning here, and why they are refused
 _REFUSED = {
-    "labels": "labels of nodes are not supported yet",
     "job_config": "it is not supported: use runtime_env, namespace and the logging arguments",
     "logging_config": "it is not supported: use logging_level and logging_format",
     "enable_resource_isolation": "isolation by control groups is not supported",
@@ -70,6 +69,7 @@ def wanted_resources(
     object_store_memory: int | None = None,
     spill_directory: str | None = None,
     memory_usage_threshold: float | None = None,
+    labels: dict[str, str] | None = None,
 ) -> dict[str, Any]:
     """What a new node is to offer, as its process is told. Raises `ValueError` or `TypeError`, as `init`
     does."""
@@ -92,9 +92,42 @@ def wanted_resources(
         "object_store_memory": int(object_store_memory) if object_store_memory is not None else None,
         "spill_directory": _checked_spill_directory(spill_directory),
         "memory_threshold": _checked_threshold(memory_usage_threshold),
+        "labels": labels or {},
     }
     res.parse(num_cpus, num_gpus, memory, resources, default_cpus=1)
     return wanted
+
+
+_LABEL_VALUE = r"([A-Za-z0-9]([A-Za-z0-9_.-]*[A-Za-z0-9])?)?"
+_LABEL_KEY = r"([A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?/)?[A-Za-z0-9]([A-Za-z0-9_.-]*[A-Za-z0-9])?"
+
+
+def checked_labels(labels: dict[str, str] | None) -> dict[str, str]:
+    """Labels of a node: names and values as Ray (and Kubernetes) allow them; `ray.io/` names belong to the
+    system. `TypeError` or `ValueError` for others."""
+    if not labels:
+        return {}
+    import re
+
+    if not isinstance(labels, dict):
+        raise TypeError(f"labels is a dict of str to str, got {labels!r}")
+    for name, value in labels.items():
+        if not isinstance(name, str) or not isinstance(value, str):
+            raise TypeError(f"labels is a dict of str to str, got {name!r}: {value!r}")
+        short = name.rpartition("/")[2]
+        if len(short) > limits.LABEL_LENGTH or not re.fullmatch(_LABEL_KEY, name):
+            raise ValueError(
+                f"{name!r} is not the name of a label: letters, digits and '-_.', with an optional prefix "
+                f"like 'example.com/', and at most {limits.LABEL_LENGTH} characters behind it"
+            )
+        if name.startswith("ray.io/"):
+            raise ValueError(f"the label {name!r} is the system's own")
+        if len(value) > limits.LABEL_LENGTH or not re.fullmatch(_LABEL_VALUE, value):
+            raise ValueError(
+                f"label {name!r}: {value!r} is not a value of a label: letters, digits and '-_.', at most "
+                f"{limits.LABEL_LENGTH} characters"
+            )
+    return dict(labels)
 
 
 def checked_env(runtime_env: dict[str, Any] | None) -> dict[str, str]:

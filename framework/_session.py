@@ -21,6 +21,7 @@ from framework._init_checks import (
     check_names,
     check_namespace,
     checked_env,
+    checked_labels,
     checked_logging,
     wanted_resources,
 )
@@ -35,7 +36,8 @@ from framework._runtime.current import (
 from framework._service.descriptors import raise_limit
 
 if TYPE_CHECKING:
-    from framework._node.local import LocalNode
+    from framework._base.cluster import ClusterFacts
+    from framework._node.local import LocalNode, StartedNode
     from framework._runtime.output import LogPrinter
     from framework._runtime.runtime import Runtime
     from framework.exceptions import FrameworkError
@@ -45,7 +47,7 @@ class _Session:
     """What `shutdown` has to undo."""
 
     def __init__(self) -> None:
-        self.node: LocalNode | None = None
+        self.node: StartedNode | None = None
         self.printer: LogPrinter | None = None
         self.context: Context | None = None
         self.registered = False
@@ -74,6 +76,7 @@ class Context(Mapping[str, Any]):
             "job_id": config.job.hex(),
             "namespace": config.namespace,
             "node_ip_address": config.node_ip,
+            "gcs_address": config.cluster.head if config.cluster is not None else "",
         }
 
     @property
@@ -150,6 +153,7 @@ def init(
     spill_directory: str | None = None,
     memory_usage_threshold: float | None = None,
     memory: float | None = None,
+    labels: dict[str, str] | None = None,
     namespace: str | None = None,
     ignore_reinit_error: bool = False,
     log_to_driver: bool = True,
@@ -165,12 +169,15 @@ def init(
 
     Without `address` (and without ``FRAMEWORK_ADDRESS`` in the environment) it starts a node process on this
     machine that ends with this process; ``"local"`` means that, whatever the environment says. Otherwise
-    `address` is the directory of a running session, or ``"auto"``: the latest that was started by
-    ``python -m framework start --head``. The session goes on when this process leaves it.
+    `address` is the directory of a running session, ``"auto"``: the latest that was started by
+    ``python -m framework start``, or ``HOST:PORT`` of a cluster's head. A node of that cluster on this
+    machine is used (its shared memory too); without one, this process starts a node of its own, without CPUs,
+    which joins by the token in ``FRAMEWORK_TOKEN`` and ends with this process. The session goes on when this
+    process leaves it.
 
-    - `num_cpus`, `num_gpus`, `memory` (bytes), `resources`: what the new node offers; found out where not
-      given. They, `object_store_memory`, `spill_directory` and `memory_usage_threshold` are for new nodes
-      only.
+    - `num_cpus`, `num_gpus`, `memory` (bytes), `resources`, `labels` (for scheduling by labels): what the new
+      node offers; found out where not given. They, `object_store_memory`, `spill_directory` and
+      `memory_usage_threshold` are for new nodes only.
     - `object_store_memory`: bytes of shared memory for large values; by default 30 % of the machine's (or the
       control group's).
     - `spill_directory`: where they go when that is full; by default the session directory. A URL of fsspec
@@ -188,8 +195,9 @@ def init(
     in the background, ``async with init()`` waits for it, and calls made before it is done are queued.
 
     Raises `AlreadyInitializedError` when called twice, `ConnectionFailedError` (a `ConnectionError`) for an
-    address where nothing answers, `ValueError` or `TypeError` for arguments that make no sense (among them
-    ``include_dashboard=True``: there is none), `LocalNodeDiedError` when the node cannot start.
+    address where nothing answers or whose cluster does not accept the token, `ValueError` or `TypeError` for
+    arguments that make no sense (among them ``include_dashboard=True``: there is none), `LocalNodeDiedError`
+    when the node cannot start.
     """
     if unknown:
         check_names(unknown, [*(init.__kwdefaults__ or ()), "address"])
@@ -211,6 +219,7 @@ def init(
         object_store_memory,
         spill_directory,
         memory_usage_threshold,
+        checked_labels(labels) or None,
     )
     facts = {
         "namespace": namespace,
@@ -236,7 +245,7 @@ def init(
         address = address or os.environ.get("FRAMEWORK_ADDRESS") or None
         if address is not None and address != "local" and any(value is not None for value in of_node):
             raise ValueError(
-                "num_cpus, num_gpus, memory, resources, object_store_memory, spill_directory and "
+                "num_cpus, num_gpus, memory, resources, labels, object_store_memory, spill_directory and "
                 f"memory_usage_threshold are for a new node; this connects to {address!r}"
                 + ("" if given else " (from the environment variable FRAMEWORK_ADDRESS)")
             )
@@ -258,21 +267,25 @@ def _start(address: str | None, wanted: dict[str, Any], facts: dict[str, Any]) -
     forget_shutdown()
     raise_limit()
     identity = os.urandom(WORKER_ID_SIZE)
-    node = None
+    node: StartedNode | None = None
+    local: LocalNode | None = None
     runtime: Runtime | None = None
     try:
         if address is None or address == "local":
             from framework._node.local import LocalNode
 
-            node = LocalNode(wanted)
+            node = local = LocalNode(wanted)
             session_dir = node.session_dir
+            joined = None
         else:
-            session_dir = _session_at(address)
+            session_dir, node, joined = _session_at(address)
         from framework import _boot  # the node process starts meanwhile
         from framework._runtime.output import LogPrinter
 
         config = _boot.Config(session_dir=session_dir, worker_id=identity, is_driver=True)
         config.namespace = facts["namespace"] or f"anonymous-{identity.hex()[:16]}"
+        if joined is not None:
+            config.join(joined)
         config.log_to_driver = facts["log_to_driver"]
         config.env = facts["env"]
         config.job_facts = {
@@ -287,8 +300,8 @@ def _start(address: str | None, wanted: dict[str, Any], facts: dict[str, Any]) -
         runtime.start()
         if config.log_to_driver:
             _session.printer = LogPrinter(runtime)
-        if node is not None:
-            _boot.attach(node, runtime)
+        if local is not None:
+            _boot.attach(local, runtime)
         else:
             _boot.connect(runtime)
     except BaseException:
@@ -310,28 +323,45 @@ def _start(address: str | None, wanted: dict[str, Any], facts: dict[str, Any]) -
     return context
 
 
-def _session_at(address: str) -> str:
+def _session_at(address: str) -> tuple[str, StartedNode | None, ClusterFacts | None]:
+    """The directory of the session that is meant, its node if that was started for it, and its cluster."""
+    from framework._node import control
     from framework.exceptions import ConnectionFailedError
 
     if not isinstance(address, str):
         raise TypeError(f"address is a str, got {address!r}")
     if address == "auto":
-        from framework._node.control import running_sessions
-
-        found = running_sessions()
+        found = control.running_sessions()
         if not found:
             raise ConnectionFailedError(
                 "address='auto', but no session of this user runs: start one with "
                 "`python -m framework start --head`"
             )
-        return found[0]
+        return found[0], None, control.cluster_facts(found[0])
     if os.path.isdir(os.path.join(address, "sockets")):
-        return os.path.abspath(address)
-    raise ConnectionFailedError(
-        f"nothing answers at address {address!r}: it is not the directory of a running session (clusters of "
-        "several machines, with addresses host:port, are not supported yet). Without an address, init() "
-        "starts a node on this machine; `python -m framework start --head` starts one that stays"
-    )
+        session_dir = os.path.abspath(address)
+        return session_dir, None, control.cluster_facts(session_dir)
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdecimal() or os.sep in address:
+        raise ConnectionFailedError(
+            f"nothing answers at address {address!r}: it is neither the directory of a running session nor "
+            "HOST:PORT of a cluster's head. Without an address, init() starts a node on this machine; "
+            "`python -m framework start --head` starts one that stays"
+        )
+    found = control.sessions_of_cluster(address)
+    if found:
+        return found[0], None, control.cluster_facts(found[0])
+    return _join(address)
+
+
+def _join(address: str) -> tuple[str, StartedNode | None, ClusterFacts | None]:
+    """Start a node for this process alone, which joins a cluster that has none on this machine."""
+    from framework._node import control
+
+    wanted = wanted_resources(0, 0, 0, {})
+    node = control.joining_node(address, wanted, parent_pid=os.getpid())
+    node.expect_ready()
+    return node.session_dir, node, control.cluster_facts(node.session_dir)
 
 
 def _working_directory() -> str:

@@ -21,9 +21,10 @@ from framework._runtime.encoding import encode_args
 from framework._serial.functions import dump_function
 from framework._serial.values import decode, encode
 from framework._state.tasks import Template
+from framework._strategies import check_fits, inherited, strategy_wire, units_there
 from framework._wire import messages as m
 from framework.object_ref import ref_in
-from framework.remote_function import environment, strategy_key
+from framework.remote_function import environment
 
 if TYPE_CHECKING:
     from framework._actor_types import ActorHandle as ActorHandle
@@ -139,6 +140,7 @@ class ActorClass(Generic[T]):
             self._exported = dump_function(self._class, where=f"the actor class {self._name}")
         function_hash, payload, class_refs = self._exported
         job = runtime.config.job
+        strategy = self._strategy(runtime, options)
         actor_id = os.urandom(ACTOR_UNIQUE_SIZE) + job
         template = Template(0, f"{self._name}.__init__", 1, function_hash, {}, options, None)
         wire, wire_kwargs, refs, deps = encode_args(runtime, template, args, kwargs)
@@ -154,10 +156,11 @@ class ActorClass(Generic[T]):
             "payload": payload,
             "args": wire,
             "kwargs": wire_kwargs,
-            "resources": options.running_units(),
-            "placement": options.placement_units(),
+            "resources": units_there(options.running_units(), strategy),
+            "placement": units_there(self._placement_units(options), strategy),
             "env": environment(options.runtime_env, runtime),
-            "strategy": strategy_key(options.scheduling_strategy),
+            "strategy": strategy,
+            "priority": options.priority,
             "name": options.name,
             "namespace": options.namespace or runtime.config.namespace,
             "lifetime": options.lifetime,
@@ -178,6 +181,19 @@ class ActorClass(Generic[T]):
         }
         runtime.actors.create(actor_id, spec, deps, [*(refs or []), *class_refs] or None, creation)
         return handle
+
+    def _strategy(self, runtime: Any, options: ActorOptions) -> list[Any] | None:
+        if runtime.captures and options.scheduling_strategy is None and not options.label_selector:
+            return inherited(runtime)
+        check_fits(f"the actor {self._name}", options.running_units(), options.scheduling_strategy)
+        return strategy_wire(options.scheduling_strategy, options.label_selector)
+
+    @staticmethod
+    def _placement_units(options: ActorOptions) -> dict[str, int]:
+        """In a placement group it needs no CPU that it has not asked for: its bundles may have none."""
+        if getattr(options.scheduling_strategy, "placement_group", None) is not None:
+            return options.running_units()
+        return options.placement_units()
 
     def _is_unordered(self, options: ActorOptions) -> bool:
         """Whether a call may overtake one that waits for its arguments."""

@@ -391,7 +391,16 @@ class TaskUnschedulableError(FrameworkError):
     default_message = "The task cannot be scheduled on any node."
 
 
-class TaskPlacementGroupRemoved(FrameworkError):
+class PlacementGroupRemovedError(FrameworkError):
+    """A placement group was removed: by `remove_placement_group`, or with the job that had made it.
+
+    What to do: keep the group as long as anything uses it; ``lifetime="detached"`` keeps it beyond its job.
+    """
+
+    default_message = "The placement group has been removed."
+
+
+class TaskPlacementGroupRemoved(PlacementGroupRemovedError):
     """The placement group that the task was to run in was removed. Keep the group until its tasks are
     done.
     """
@@ -463,10 +472,9 @@ class ActorUnschedulableError(ActorError):
     default_message = "The actor cannot be scheduled on any node."
 
 
-class ActorPlacementGroupRemoved(ActorError):
-    """The placement group that the actor was to live in was removed. Keep the group as long as the actor."""
-
-    default_message = "The placement group of this actor has been removed."
+class ActorPlacementGroupRemoved(ActorDiedError, PlacementGroupRemovedError):
+    """The placement group that the actor lived in, or was to live in, was removed, and the actor with it.
+    Keep the group as long as the actor."""
 
 
 class ActorAlreadyExistsError(FrameworkError, ValueError):
@@ -612,6 +620,12 @@ class NodeDiedError(FrameworkError):
     """
 
     default_message = "The node died."
+
+
+class NodeFencedError(FrameworkError):
+    """The head has declared this node dead: it may not come back, and ends itself."""
+
+    default_message = "The head has declared this node dead."
 
 
 class LocalNodeDiedError(FrameworkError):

@@ -14,6 +14,7 @@ from framework._runtime.current import current
 from framework._serial.functions import dump_function
 from framework._serial.values import encode
 from framework._state.tasks import DYNAMIC, STREAMING, Template
+from framework._strategies import check_fits, inherited, strategy_wire, units_there
 from framework.object_ref import ObjectRef, ObjectRefGenerator, ref_in
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ A = TypeVar("A")
 B = TypeVar("B")
 C = TypeVar("C")
 D = TypeVar("D")
+_Prepared = tuple[Any, Template, bytes, int, int]
 Out = TypeVar("Out", covariant=True)
 _A = TypeVar("_A", contravariant=True)
 _B = TypeVar("_B", contravariant=True)
@@ -63,7 +65,8 @@ class RemoteFunction(Generic[P, Out]):
         self._options = options
         self._name: str = options.name or getattr(function, "__name__", "") or type(function).__name__
         self._check = CallSignature(function).check
-        self._prepared: tuple[Any, Template, bytes, int, int] | None = None
+        self._prepared: _Prepared | None = None
+        self._within: tuple[Any, bytes, _Prepared] | None = None  #: in the placement group of its caller
         functools.update_wrapper(
             cast(Any, self), function
         )  # also lets pickle find an importable function by reference
@@ -112,7 +115,9 @@ class RemoteFunction(Generic[P, Out]):
         runtime = current()
         prepared = self._prepared
         if prepared is None or prepared[0] is not runtime:
-            prepared = self._prepare(runtime)
+            prepared = self._prepared = self._prepare(runtime, None)
+        if runtime.captures and self._options.scheduling_strategy is None:
+            prepared = self._prepared_within(runtime, prepared)
         _, template, scope, retries, window = prepared
         self._check(self._name, args, kwargs)
         task = runtime.submitter.submit(
@@ -126,7 +131,16 @@ class RemoteFunction(Generic[P, Out]):
         other: RemoteFunction[P, Out] = RemoteFunction(self._function, self._options.merged(**options))
         return other
 
-    def _prepare(self, runtime: Any) -> tuple[Any, Template, bytes, int, int]:
+    def _prepared_within(self, runtime: Any, plain: _Prepared) -> _Prepared:
+        """As prepared for what code in a placement group starts, if that captures its children."""
+        strategy = inherited(runtime)
+        if strategy is None or self._options.label_selector:
+            return plain
+        if self._within is None or self._within[0] is not runtime or self._within[1] != strategy[1]:
+            self._within = (runtime, strategy[1], self._prepare(runtime, strategy))
+        return self._within[2]
+
+    def _prepare(self, runtime: Any, strategy: list[Any] | None) -> _Prepared:
         """First call in this session: export the function, describe the constant part of its tasks."""
         options = self._options
         function_hash, payload, refs = dump_function(
@@ -136,10 +150,15 @@ class RemoteFunction(Generic[P, Out]):
         catalogue.function(function_hash, payload, refs)
         scope = task_scope(runtime.config.job)
         resources = options.resources_units()
+        if strategy is None:
+            strategy = strategy_wire(options.scheduling_strategy, options.label_selector)
+            check_fits(f"{self._name}()", resources, options.scheduling_strategy)
+        resources = units_there(resources, strategy)
         env = environment(options.runtime_env, runtime)
-        strategy = strategy_key(options.scheduling_strategy, options.label_selector)
-        key = catalogue.key(resources, env, strategy, options.max_retries != 0)
+        key = catalogue.key(resources, env, strategy, options.max_retries != 0, options.priority)
         spec: dict[str, Any] = {"scope": scope, "resources": resources}
+        if strategy is not None and strategy[0] == "group":
+            spec["strategy"] = strategy
         if options.max_calls:
             spec["max_calls"] = options.max_calls
         if options.max_retries == 0:
@@ -150,8 +169,7 @@ class RemoteFunction(Generic[P, Out]):
         returns = number_of_returns(options.num_returns, self._function)
         template = catalogue.template(self._name, returns, function_hash, spec, options, key)
         window = window_of(options.generator_window)
-        self._prepared = (runtime, template, scope, options.max_retries, window)
-        return self._prepared
+        return (runtime, template, scope, options.max_retries, window)
 
     def __repr__(self) -> str:
         return f"<remote function {self._name}>"
@@ -204,24 +222,6 @@ def environment(runtime_env: dict[str, Any] | None, runtime: Any) -> dict[str, s
     """The environment variables of a runtime environment, those that it inherits included."""
     own = (runtime_env or {}).get("env_vars") or {}
     return {**runtime.config.env, **own} or None
-
-
-def strategy_key(strategy: Any, label_selector: dict[str, str] | None = None) -> list[Any] | None:
-    """A scheduling strategy as the node takes it, see `NodeState.never`. `ValueError` for one that is not
-    supported yet.
-    """
-    if label_selector:
-        return ["labels", str(label_selector)]
-    if strategy is None or strategy == "DEFAULT":
-        return None
-    if isinstance(strategy, str):
-        return [strategy]
-    if hasattr(strategy, "node_id"):
-        return ["node", strategy.node_id, bool(strategy.soft)]
-    raise ValueError(
-        f"scheduling_strategy={strategy!r} is not supported yet: use 'DEFAULT', 'SPREAD' or "
-        "NodeAffinitySchedulingStrategy"
-    )
 
 
 def window_of(window: int | None) -> int:

@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 from framework._base.ids import ActorID, JobID, NodeID, TaskID, WorkerID
-from framework._base.resources import to_floats
+from framework._base.resources import out_of_group, to_floats
 from framework._runtime.context import current_task
 from framework._runtime.current import current
 
@@ -100,7 +100,7 @@ class RuntimeContext:
     def get_assigned_resources(self) -> dict[str, float]:
         """The resources that the running task holds; empty in a driver."""
         context = current_task.get()
-        return to_floats(context.resources) if context is not None and context.resources else {}
+        return to_floats(out_of_group(context.resources or {})) if context is not None else {}
 
     def get_accelerator_ids(self) -> dict[str, list[str]]:
         """The accelerators that the running code may use, by kind."""

@@ -12,7 +12,7 @@ from typing import Any, Self
 class ClusterFacts:
     """The cluster, as one of its nodes tells its processes. The token is never shown."""
 
-    __slots__ = ("certificate", "cluster_id", "head", "host", "key", "node_id", "token")
+    __slots__ = ("bind", "certificate", "cluster_id", "head", "host", "key", "node_id", "token")
 
     def __init__(
         self,
@@ -24,6 +24,7 @@ class ClusterFacts:
         node_id: bytes,
         certificate: bytes | None = None,
         key: bytes | None = None,
+        bind: str | None = None,
     ) -> None:
         self.cluster_id = cluster_id  #: 16 bytes, new for every cluster
         self.token = token  #: the shared secret of all its processes
@@ -32,6 +33,7 @@ class ClusterFacts:
         self.node_id = node_id  #: of this node
         self.certificate = certificate  #: PEM; None: connections are not encrypted
         self.key = key  #: its private key, PEM
+        self.bind = bind or host  #: the address at which they really listen, where that is another
 
     def to_dict(self) -> dict[str, Any]:
         """As what JSON and msgpack can hold. Contains the secrets."""
@@ -43,6 +45,7 @@ class ClusterFacts:
             "node_id": self.node_id.hex(),
             "certificate": self.certificate.decode() if self.certificate is not None else None,
             "key": self.key.decode() if self.key is not None else None,
+            "bind": self.bind,
         }
 
     @classmethod
@@ -57,6 +60,7 @@ class ClusterFacts:
             node_id=bytes.fromhex(facts["node_id"]),
             certificate=certificate.encode() if certificate else None,
             key=key.encode() if key else None,
+            bind=facts.get("bind"),
         )
 
     def __repr__(self) -> str:

@@ -25,6 +25,8 @@ class _Shared(TypedDict, total=False):
     runtime_env: Mapping[str, Any] | None
     scheduling_strategy: object
     accelerator_type: str | None
+    label_selector: Mapping[str, str] | None
+    priority: int | None
     enable_task_events: bool | None
 
 
@@ -35,7 +37,6 @@ class _OfTasks(TypedDict, total=False):
     retry_policy: RetryPolicy | None
     timeout: float | None
     max_calls: int | None
-    label_selector: Mapping[str, str] | None
     generator_window: int | None
     _generator_backpressure_num_objects: int | None
     _metadata: Mapping[Any, Any] | None

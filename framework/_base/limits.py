@@ -154,3 +154,100 @@ EARLY_CANCELS: Final = (
 ASYNC_CONCURRENCY: Final = 1_000  #: calls at a time of an async actor, as Ray documents
 MAX_DEAD_KEPT: Final = 10_000  #: dead actors that are remembered, for whoever still asks why; oldest go first
 MAX_FREED_EARLY: Final = 10_000  #: objects that were freed before their writer had reported them
+
+# --- clusters: token, certificate, processes --------------------------------------------------------
+TOKEN_SIZE: Final = 32  #: bytes of a cluster's shared secret
+TOKEN_MINIMUM: Final = 16  #: of one that somebody has chosen
+CERTIFICATE_DAYS: Final = 3650
+HEAD_ALONE: Final = 2.0  #: a head whose nodes have all gone ends after this time, unless its starter lives
+
+# --- clusters: the head and its nodes ---------------------------------------------------------------
+HEARTBEAT: Final = 1.0  #: a node says that it lives, and the head that it hears
+NODE_SILENCE: Final = 4.0  #: after which a node is dead; after which a node takes its head for gone
+NODE_BACK: Final = 1.0  #: in which a node must be back whose connection was lost
+NODE_BACK_AFTER_RESTART: Final = 5.0  #: the same, after a restart of the head
+OWNER_BACK: Final = 3.0  #: in which a driver or worker must be back that had lost its connection to the head
+OWNER_BACK_AFTER_RESTART: Final = 10.0
+HEAD_RETURN_TIMEOUT: Final = 60.0  #: how long nodes and drivers wait for a head that is gone
+HEAD_RETRY: Final = 0.02  #: between attempts to reach it, at first
+HEAD_RETRY_MAX: Final = 0.5
+VIEW_BATCH: Final = 0.05  #: changes of rows are told to the nodes no more often than this
+VIEW_BATCH_NODES: Final = 20  #: with more nodes, proportionally less often
+MEMBERSHIP_CHECK: Final = 0.1  #: between looks at who is silent
+PLACE_AGAIN: Final = 0.01  #: after something has changed, before what waits for a node is tried again
+PLACE_PATIENCE: Final = 0.1  #: that an actor waits for a node with room, before it waits in the queue of one
+PLACE_ELSEWHERE: Final = 1.0  #: after which one that waits there may go to another node
+LOAD_BATCH: Final = 0.05  #: a node tells its load no more often than this
+NODES_DEAD_KEPT: Final = 1_000  #: nodes that are dead and still shown
+LAST_WORDS_KEPT: Final = 1_000  #: ends of actors and owners that a node tells a head again that has returned
+LAST_WORDS_AGE: Final = 120.0
+FENCED_KEPT: Final = 100_000  #: ids of dead nodes that may not come back
+HEAD_LOG_BYTES: Final = 4 * 1024 * 1024  #: of changes, after which the head's log is folded into its file
+JOBS_OVER_KEPT: Final = 200  #: jobs that have ended, of which nodes that come back are told
+PENDING_SHAPES: Final = 100  #: of what waits, that a node tells
+DRAIN_TIMEOUT: Final = 600.0  #: for the work of a node that is to end, on the command line
+AUTOSCALER_IDLE: Final = 60.0  #: a node that the autoscaler has made and that is idle for so long ends
+AUTOSCALER_INTERVAL: Final = 1.0  #: between two looks at the cluster
+OUTPUT_UNDERWAY: Final = 8  #: batches of printed lines on their way to a driver on another node
+OUTPUT_FLUSH_NODES: Final = 32  #: in larger clusters only connected nodes are asked for the last lines
+SHOWN_ID: Final = 12  #: digits of an id, where the beginning will do
+TEST_STORE: Final = (
+    150 * 1024 * 1024
+)  #: object store of a node of `cluster_utils.Cluster`, as Ray's helper has it
+LABEL_LENGTH: Final = 63  #: characters of a label's value, and of its name behind the prefix, as Ray has it
+
+# --- clusters: the network --------------------------------------------------------------------------
+AUTHENTICATION_GRACE: Final = 1.0  #: in which a peer proves itself; slower ones give way when too many do not
+MACHINE_SILENCE: Final = 16.0  #: in which what is sent to another machine must be acknowledged by it
+REACH_TIMEOUT: Final = 20.0  #: how long another process is tried to be reached that nobody calls dead
+MAX_NEIGHBOUR_CONNECTIONS: Final = 4  #: from one node; beyond, the oldest is closed
+GONE_NODES_KEPT: Final = 1_000  #: dead nodes that nothing is to be sent to any more
+GONE_NODES_TOLD: Final = 100  #: of them, to processes that start later
+KEEPALIVE_IDLE: Final = 5  #: seconds of silence after which the system asks whether the other machine lives
+KEEPALIVE_EVERY: Final = 2  #: and again
+KEEPALIVE_COUNT: Final = 5  #: how often, before the connection is lost
+
+# --- placement groups ------------------------------------------------------------------------------
+PACKING_STEPS: Final = 10_000  #: of the search for a place, when the simple ways have found none
+GROUPS_REMOVED_KEPT: Final = 1_000  #: placement groups that are gone and still shown; oldest go first
+MAX_BUNDLES: Final = 10_000  #: of one placement group
+GROUP_LOAD_PAUSE: Final = 5e-5  #: per resource of a node, between two tellings of its load for new bundles
+GROUP_AGAIN: Final = 0.01  #: after a node has refused bundles, before the next attempt to place them; doubles
+GROUP_AGAIN_MAX: Final = 1.0
+
+# --- clusters: scheduling ---------------------------------------------------------------------------
+AGING: Final = 10.0  #: a request that waits climbs one level of priority in this time
+LEASE_QUANTUM: Final = 0.5  #: how long a lease is left to its owner while other jobs wait for their share
+RECALL_EVERY: Final = 0.05
+RECALL_AGAIN: Final = 1.0  #: a lease that was asked back and has not come is asked back again
+RESERVE: Final = 5.0  #: what becomes free is kept for a large request that waits, for so long at a time
+SCHEDULE_AGAIN: Final = 0.25  #: while requests wait, a node looks at them at least so often
+WISH_LASTS: Final = 0.6  #: what one node tells another of what waits there holds for so long
+WISH_NODES: Final = 4  #: nodes that are told of one request at a time
+NEAR_PATIENCE: Final = 0.05  #: that a task waits for room where its data is, while others may make some
+SOFT_PATIENCE: Final = 0.5  #: that a task waits for news of a node that it would rather run on
+UNKNOWN_NODE_GRACE: Final = 2.0  #: in which a node may become known that a request names
+LOCALITY_MIN: Final = 1024 * 1024  #: bytes of arguments on another node that draw a task there
+RECALL_LOOKS: Final = 8  #: requests for which leases may be asked back at a time
+FORWARD_ATTEMPTS: Final = 20  #: after which what was asked of that node is asked of others
+UNREACHABLE: Final = 5.0  #: nothing is asked of a node for so long that could not be reached
+FORWARD_AGAIN: Final = 0.1  #: between attempts to reach a node whose leases are held
+
+# --- clusters: objects ------------------------------------------------------------------------------
+PULLS_AT_ONCE: Final = 8  #: transfers to a node that are under way at the same time
+PULL_BYTES: Final = 2 * 1024 * 1024 * 1024  #: of those, in all; a larger one goes alone
+SENDS_AT_ONCE: Final = 16  #: transfers from a node
+COPY_FAN_OUT: Final = 2  #: transfers of one object from one node; others are sent to those who have it
+PULL_HOPS: Final = 16  #: from node to node, before the first has to give it
+PULL_RETRY: Final = 0.2  #: between attempts to reach a node that is not declared dead
+SOURCE_UNKNOWN: Final = 0.6  #: how long a node that nobody has told of may still turn out to exist
+SEARCH_TIMEOUT: Final = 1.0  #: for the answers of all nodes that are asked who has an object
+FREED_LATELY: Final = 10_000  #: objects whose copies are to go also when they are reported late
+PULL_PATIENCE: Final = 60.0  #: how long that goes on
+SOURCE_GRACE: Final = 2.0  #: how long a node waits for the writer of an object that it is asked for
+TRANSFER_SILENCE: Final = 20.0  #: after which a transfer is broken off
+TRANSFER_CHUNK: Final = 1024 * 1024  #: received or sent by one call
+TRANSFER_POLL: Final = 0.2  #: how soon a transfer that waits for its peer notices that nobody wants it
+TRANSFER_FRAME: Final = 64 * 1024  #: of a request for an object, and the answer before its bytes
+TRANSFER_IDLE: Final = 20.0  #: connections between nodes are kept so long for the next object
+TRANSFER_SPARE: Final = 4  #: and no more of them to one node

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 
+from framework._base import labels
 from framework._base import resources as res
 from framework._base.retry import RetryPolicy
 
@@ -43,6 +44,7 @@ def _integer(allowed: str, accept: Callable[[int], bool]) -> Check:
 retries = _integer("an integer >= -1 (-1: without end)", lambda n: n >= -1)
 window = _integer("an integer >= 1, or -1 (no bound)", lambda n: n >= 1 or n == -1)
 positive = _integer("an integer >= 1", lambda n: n >= 1)
+priority = _integer("an integer from -2**31 to 2**31 - 1", lambda n: -(2**31) <= n < 2**31)
 natural = _integer("an integer >= 0", lambda n: n >= 0)
 
 
@@ -145,6 +147,12 @@ def strategy(name: str, value: object) -> object:
     ):
         raise _type_error(name, value, allowed)
     return value
+
+
+def label_selector(name: str, value: object) -> dict[str, str]:
+    labels.parse_selector(name, value)
+    assert isinstance(value, Mapping)
+    return dict(value)
 
 
 def lifetime(name: str, value: object) -> str:

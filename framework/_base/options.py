@@ -15,11 +15,15 @@ from framework._base import option_checks as checks
 from framework._base import resources as res
 from framework._base.retry import RetryPolicy
 
-ACCELERATOR_PREFIX = "accelerator_type:"
+ACCELERATOR_PREFIX = res.ACCELERATOR_PREFIX
 ACCELERATOR_UNITS = 10
 """Units (0.001, as in Ray) of the resource ``accelerator_type:NAME`` that ask for a node with such a
 device.
 """
+
+
+#: older ways of Ray to name a placement group
+_OF_GROUPS = ("placement_group", "placement_group_bundle_index", "placement_group_capture_child_tasks")
 
 
 class _Options:
@@ -68,6 +72,12 @@ class _Options:
 
     @classmethod
     def _unknown(cls, name: str) -> ValueError:
+        if name in _OF_GROUPS and cls is not MethodOptions:
+            return ValueError(
+                f"the option {name} is not supported: use scheduling_strategy="
+                "PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=...), from "
+                "framework.util.scheduling_strategies"
+            )
         valid = sorted(name for name in cls._checks if not name.startswith("_"))
         text = f"Invalid option keyword {name!r} for {cls._kind}"
         others = [kind._kind for kind in (TaskOptions, ActorOptions, MethodOptions) if name in kind._checks]
@@ -123,7 +133,8 @@ class TaskOptions(_Options):
         "runtime_env": checks.runtime_env,
         "scheduling_strategy": checks.strategy,
         "accelerator_type": checks.text,
-        "label_selector": checks.text_dict,
+        "label_selector": checks.label_selector,
+        "priority": checks.priority,
         "enable_task_events": checks.boolean,
         "generator_window": checks.window,
         "_metadata": checks.metadata,
@@ -133,6 +144,7 @@ class TaskOptions(_Options):
         "num_gpus": 0,
         "memory": 0,
         "max_retries": 3,
+        "priority": 0,
         "retry_exceptions": False,
         "enable_task_events": True,
     }
@@ -153,6 +165,7 @@ class TaskOptions(_Options):
     scheduling_strategy: object | None
     accelerator_type: str | None
     label_selector: dict[str, str] | None
+    priority: int  # ours: higher ones are served first
     enable_task_events: bool
     generator_window: int | None  # -1: no bound; None: the default window
     _metadata: dict[object, object] | None
@@ -194,6 +207,8 @@ class ActorOptions(_Options):
         "runtime_env": checks.runtime_env,
         "scheduling_strategy": checks.strategy,
         "accelerator_type": checks.text,
+        "label_selector": checks.label_selector,
+        "priority": checks.priority,
         "allow_out_of_order_execution": checks.boolean,
         "enable_task_events": checks.boolean,
     }
@@ -204,6 +219,7 @@ class ActorOptions(_Options):
         "get_if_exists": False,
         "max_restarts": 0,
         "max_task_retries": 0,
+        "priority": 0,
         "max_pending_calls": -1,
         "enable_task_events": True,
     }
@@ -227,6 +243,8 @@ class ActorOptions(_Options):
     runtime_env: dict[str, object] | None
     scheduling_strategy: object | None
     accelerator_type: str | None
+    label_selector: dict[str, str] | None
+    priority: int  # ours
     allow_out_of_order_execution: bool | None  # None: only for async and threaded actors
     enable_task_events: bool
 

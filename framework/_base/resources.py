@@ -6,6 +6,7 @@ Ten tasks of 0.1 CPU are one CPU, exactly; sums of floats are not. On hot paths 
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Mapping
 from numbers import Integral, Real
@@ -17,8 +18,13 @@ CPU = "CPU"
 GPU = "GPU"
 MEMORY = "memory"
 
+ACCELERATOR_PREFIX = "accelerator_type:"
+
 _OPTION_OF = {CPU: "num_cpus", GPU: "num_gpus", MEMORY: "memory"}
 _ORDER = {CPU: 0, GPU: 1, MEMORY: 2}
+
+GROUP_HEX = 36
+"""Length of the id of a placement group (18 bytes) as hexadecimal text."""
 
 
 def to_units(amount: object, name: str) -> int:
@@ -127,6 +133,89 @@ def key(units: Mapping[str, int]) -> tuple[tuple[str, int], ...]:
     return tuple(sorted(units.items()))
 
 
+# ---- placement groups --------------------------------------------------------------------------------
+
+BUNDLE = "bundle"
+BUNDLE_TOTAL = 1000 * UNIT
+"""Of the resource ``bundle`` that each committed bundle adds (as in Ray): it ties what needs nothing else to
+the bundle's node."""
+BUNDLE_USE = UNIT // 1000
+"""What everything that runs in a group takes of it."""
+
+_GROUP = "_group_"
+_CPU_IN_GROUP = CPU + _GROUP
+
+
+def bundle_resources(units: Mapping[str, int], group_hex: str, index: int) -> dict[str, int]:
+    """What the committed bundle `index` of a group adds to its node: each resource under its name in the
+    bundle, ``CPU_group_<index>_<hex>``, and in the group as a whole, ``CPU_group_<hex>``."""
+    named: dict[str, int] = {}
+    for name, amount in (*units.items(), (BUNDLE, BUNDLE_TOTAL)):
+        named[f"{name}{_GROUP}{index}_{group_hex}"] = amount
+        named[f"{name}{_GROUP}{group_hex}"] = amount
+    return named
+
+
+def in_group(units: Mapping[str, int], group_hex: str, index: int) -> dict[str, int]:
+    """What a task or actor that needs `units` asks for in a placement group: in bundle `index`, or, with -1,
+    in any bundle of it."""
+    named: dict[str, int] = {}
+    for name, amount in (*units.items(), (BUNDLE, BUNDLE_USE)):
+        named[f"{name}{_GROUP}{group_hex}"] = amount
+        if index >= 0:
+            named[f"{name}{_GROUP}{index}_{group_hex}"] = amount
+    return named
+
+
+@functools.lru_cache(maxsize=1 << 14)
+def split_group(name: str) -> tuple[str, str, int] | None:
+    """``(resource, hexadecimal group, index or -1)`` of a resource of a placement group; None for others."""
+    base, mark, rest = name.rpartition(_GROUP)
+    if not mark or not base:
+        return None
+    index, separator, group = rest.rpartition("_")
+    if len(group) != GROUP_HEX or (separator and not index.isdecimal()):
+        return None
+    return base, group, int(index) if separator else -1
+
+
+def group_of(units: Mapping[str, int]) -> tuple[str, int] | None:
+    """``(hexadecimal group, index or -1)`` that a request is for; None outside of groups."""
+    found: tuple[str, int] | None = None
+    for name in units:
+        if _GROUP in name:
+            parts = split_group(name)
+            if parts is not None:
+                if parts[2] >= 0:
+                    return parts[1], parts[2]
+                found = parts[1], -1
+    return found
+
+
+def out_of_group(units: Mapping[str, int]) -> dict[str, int]:
+    """`units` as the user gave them: the other way of `in_group`; what is in no group stays as it is."""
+    plain: dict[str, int] = {}
+    for name, amount in units.items():
+        parts = split_group(name) if _GROUP in name else None
+        if parts is None:
+            plain[name] = amount
+        elif parts[0] != BUNDLE:
+            plain[parts[0]] = amount
+    return plain
+
+
+def lendable(units: Mapping[str, int]) -> dict[str, int]:
+    """What a worker that waits gives back for a while: its CPUs, by whatever name it has them."""
+    if not units:
+        return {}
+    return {name: amount for name, amount in units.items() if name == CPU or name.startswith(_CPU_IN_GROUP)}
+
+
+def without_groups(units: Mapping[str, int]) -> dict[str, int]:
+    """`units` less the resources of placement groups: what those are made of is counted already."""
+    return {name: amount for name, amount in units.items() if _GROUP not in name or not split_group(name)}
+
+
 class IndexedResource:
     """Devices with numbers (GPUs), handed out whole or in shares.
 
@@ -134,13 +223,17 @@ class IndexedResource:
     callers ask here before they grant.
     """
 
-    __slots__ = ("_free", "total")
+    __slots__ = ("_free", "_most", "total")
 
-    def __init__(self, total: int) -> None:
+    def __init__(self, total: int, shares: list[tuple[int, int]] | None = None) -> None:
+        """`total` whole devices, or only these `shares` of them (``[(index, units), ...]``)."""
         if total < 0:
             raise ValueError(f"a number of devices must not be negative, got {total}")
         self.total = total
-        self._free = [UNIT] * total
+        self._most = [UNIT] * total if shares is None else [0] * total
+        for index, units in shares or ():
+            self._most[index] = units
+        self._free = self._most.copy()
 
     def allocate(self, units: int) -> list[tuple[int, int]] | None:
         """``[(index, units), ...]`` for this many units, or None when that is not free now.
@@ -173,7 +266,7 @@ class IndexedResource:
         """Take back what `allocate` gave. `ValueError`, and no change, for what cannot have come from it."""
         after = self._free.copy()
         for index, units in allocation:
-            if not 0 <= index < self.total or units < 0 or after[index] + units > UNIT:
+            if not 0 <= index < self.total or units < 0 or after[index] + units > self._most[index]:
                 raise ValueError(f"device {index} cannot take back {_format_units(units)}: not allocated")
             after[index] += units
         self._free = after

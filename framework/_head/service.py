@@ -5,13 +5,29 @@ data.
 from __future__ import annotations
 
 import asyncio
-from typing import Any
+from collections.abc import Hashable
+from typing import TYPE_CHECKING, Any
 
 from framework._base import limits
 from framework._base import resources as res
 from framework._net.connection import Connection, Frame, Handler
 from framework._state.actors import DEAD, ActorDirectory, ActorRecord
 from framework._wire import messages as m
+
+if TYPE_CHECKING:
+    from framework._head.groups import HeadGroups
+
+
+#: messages about placement groups, see `framework._head.groups`
+_OF_GROUPS = (
+    m.GROUP_CREATE,
+    m.GROUP_REMOVE,
+    m.GROUP_WATCH,
+    m.GROUP_FIND,
+    m.GROUP_TABLE,
+    m.GROUP_PREPARED,
+    m.GROUP_COMMITTED,
+)
 
 
 class HeadService:
@@ -20,6 +36,7 @@ class HeadService:
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
         self._actors = ActorDirectory()
+        self.groups: HeadGroups | None = None  #: once somebody has asked for it
         self._nodes: dict[Connection, dict[str, Any]] = {}
         self._placed_on: dict[bytes, Connection] = {}
         self._next_job = 0
@@ -31,6 +48,7 @@ class HeadService:
             m.ACTOR_KILL: self._actor_kill,
             m.ACTOR_END: self._actor_end,
             m.ACTOR_LIST: self._actor_list,
+            m.ACTOR_TABLE: self._actor_table,
             m.ACTOR_PLACED: self._actor_placed,
             m.ACTOR_GONE: self._actor_gone,
             m.ACTOR_SAVE: self._actor_save,
@@ -39,6 +57,7 @@ class HeadService:
             m.NODE_LOAD: self._node_load,
             m.NODES: self._list_nodes,
             m.RESOURCES: self._resources,
+            **dict.fromkeys(_OF_GROUPS, self._group_message),
         }
 
     def peer_joined(self, connection: Connection) -> dict[str, object] | None:
@@ -49,6 +68,10 @@ class HeadService:
         """A driver, worker or node is gone."""
         self._nodes.pop(connection, None)
         self._run(self._actors.owner_gone(connection))
+        if self.groups is not None:
+            self.groups.peer_lost(connection)
+            if connection.kind == "driver":
+                self.groups.job_over(connection.peer.get("job", b""))
 
     # ---- jobs and nodes ------------------------------------------------------------------------------
 
@@ -57,12 +80,17 @@ class HeadService:
         connection.reply(frame[1], {"job": self._next_job})
 
     def _node_join(self, connection: Connection, frame: Frame) -> None:
-        self._nodes[connection] = {**frame[1], "available": dict(frame[1]["total"])}
+        _, rid, info = frame
+        self._nodes[connection] = {**info, "available": dict(info["total"])}
+        connection.reply(rid, None)
 
     def _node_load(self, connection: Connection, frame: Frame) -> None:
         node = self._nodes.get(connection)
         if node is not None:
             node["available"] = frame[1]
+            node["total"] = frame[3] or node["total"]
+            if self.groups is not None:
+                self.groups.node_loaded(node)
 
     def _list_nodes(self, connection: Connection, frame: Frame) -> None:
         connection.reply(frame[1], list(self._nodes.values()))
@@ -77,7 +105,8 @@ class HeadService:
 
     def _actor_create(self, connection: Connection, frame: Frame) -> None:
         _, rid, actor, spec = frame
-        commands = self._actors.create(actor, spec, connection, bool(spec.get("waiting")))
+        waiting = bool(spec.get("waiting"))
+        commands = self._actors.create(actor, spec, self._owner(connection), waiting, connection)
         connection.reply(rid, None)
         self._run(commands)
 
@@ -117,6 +146,24 @@ class HeadService:
     def _actor_list(self, connection: Connection, frame: Frame) -> None:
         connection.reply(frame[1], [list(key) for key in self._actors.named(frame[2])])
 
+    def _actor_table(self, connection: Connection, frame: Frame) -> None:
+        rows = [
+            {
+                "actor_id": record.actor_id,
+                "class_name": record.spec.get("class_name", ""),
+                "state": record.state,
+                "job_id": record.spec.get("job", b""),
+                "name": record.spec.get("name") or "",
+                "namespace": record.spec.get("namespace") or "",
+                "node_id": record.node,
+                "pid": record.pid,
+                "restarts": record.restarts,
+                "detail": (record.detail or {}).get("text", ""),
+            }
+            for record in self._actors.records.values()
+        ]
+        connection.reply(frame[1], rows)
+
     def _actor_placed(self, connection: Connection, frame: Frame) -> None:
         _, actor, incarnation, worker, address, pid, error = frame
         self._run(self._actors.placed(actor, incarnation, worker, address, pid, error))
@@ -134,21 +181,25 @@ class HeadService:
         self._run(self._actors.save(actor, incarnation, state, stored))
         connection.reply(rid, None)
 
+    def _owner(self, connection: Connection) -> Hashable:
+        """By what the directory knows the process at the other end."""
+        return connection
+
     def _run(self, commands: list[tuple[Any, ...]]) -> None:
         for command in commands:
             word = command[0]
             if word == "publish":
                 self._publish(*command[1:])
             elif word == "place":
-                _, actor, spec, incarnation = command
-                node = self._choose_node()
-                if node is not None:
-                    self._forget_dead()
-                    self._placed_on[actor] = node
-                    node.cast(m.ACTOR_PLACE, actor, spec, incarnation)
+                if not self._kept_by_group(*command[1:]):
+                    self._place(*command[1:])
+            elif word == "end_at":
+                self._end_at(*command[1:])
+            elif word == "unstore_at":
+                self._unstore_at(*command[1:])
             else:
                 actor = command[1]
-                node = self._placed_on.get(actor)
+                node = self._where(actor)
                 if node is not None and not node.closed:
                     if word == "end":
                         node.cast(m.ACTOR_END, actor, *command[2:])
@@ -159,6 +210,79 @@ class HeadService:
                         self._loop.call_later(limits.SHUTDOWN_HOOK_GRACE, self._run, [end])
                     else:
                         node.cast(m.ACTOR_END, actor, -1, True, "it is not wanted any more")
+        if self.groups is not None:
+            self.groups.actors_changed()
+
+    # ---- placement groups ----------------------------------------------------------------------------
+
+    def _group_message(self, connection: Connection, frame: Frame) -> None:
+        self._group_part().handlers[frame[0]](connection, frame)
+
+    def _group_part(self) -> HeadGroups:
+        """Loaded when the first group is made."""
+        if self.groups is None:
+            from framework._head.groups import HeadGroups
+
+            self.groups = HeadGroups(self._loop, self)
+            for node in self._nodes.values():
+                self.groups.node_joined(node["node_id"], node)
+        return self.groups
+
+    def _kept_by_group(self, actor: bytes, spec: dict[str, Any], incarnation: int) -> bool:
+        """Whether it is to be in a placement group that is not there (yet)."""
+        strategy = spec.get("strategy")
+        if not strategy or strategy[0] != "group":
+            return False
+        record = self._actors.records.get(actor)
+        if record is None or record.state == DEAD or record.incarnation != incarnation:
+            return True
+        return self._group_part().keeps(actor, spec, incarnation)
+
+    @property
+    def actors(self) -> ActorDirectory:
+        """All actors, for the other parts of the head."""
+        return self._actors
+
+    def run(self, commands: list[tuple[Any, ...]]) -> None:
+        """Do what the directory of actors says."""
+        self._run(commands)
+
+    def node_peer(self, node_id: bytes) -> Connection | None:
+        """The connection to a node, while there is one."""
+        return next((peer for peer, row in self._nodes.items() if row["node_id"] == node_id), None)
+
+    def node_id(self, connection: Connection) -> bytes:
+        """The node at the other end."""
+        node: bytes = self._nodes[connection]["node_id"] if connection in self._nodes else b""
+        return node
+
+    def is_draining(self, node_id: bytes) -> bool:
+        """Whether a node gets no new work."""
+        return False
+
+    def keep_soon(self) -> None:
+        """(Nothing outlives this process.)"""
+        if self.groups is not None:
+            self.groups.persist()
+
+    # ---- places --------------------------------------------------------------------------------------
+
+    def _place(self, actor: bytes, spec: dict[str, Any], incarnation: int) -> None:
+        node = self._choose_node()
+        if node is not None:
+            self._forget_dead()
+            self._placed_on[actor] = node
+            node.cast(m.ACTOR_PLACE, actor, spec, incarnation)
+
+    def _where(self, actor: bytes) -> Connection | None:
+        """The node that an actor is on."""
+        return self._placed_on.get(actor)
+
+    def _end_at(self, node_id: bytes, actor: bytes, incarnation: int, why: str) -> None:
+        """(With one node, an actor is nowhere else.)"""
+
+    def _unstore_at(self, node_id: bytes, stored: bytes) -> None:
+        """(Nor is anything else.)"""
 
     def _forget_dead(self) -> None:
         """Where actors were that the directory does not remember any more."""

@@ -15,6 +15,9 @@ full. Above `limits.SEND_HIGH_WATER` bytes the connection is `full`, until it is
 `limits.SEND_LOW_WATER`: senders that can wait do so (`when_drained`), and a connection that `serves` reads no
 more requests, so that answers do not pile up either. (Only the side that was connected to does that: if both
 did, they could wait for each other.) A peer for which more than `limits.SEND_MAX` bytes wait is cut off.
+
+A connection to another machine takes time to open. It is made without a socket, and all that is sent is kept
+as behind a full socket, in order and within the same bounds, until `adopt` brings one, or `close` ends it.
 """
 
 from __future__ import annotations
@@ -26,14 +29,19 @@ import socket
 import threading
 from collections import deque
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from framework._base import limits
 from framework._wire import messages as m
 from framework._wire.codec import DECODE_ERRORS, Decoder, new_packer
 from framework.exceptions import ConnectionFailedError, FrameworkError, ProtocolError
 
+if TYPE_CHECKING:
+    from framework._net.tls import StreamSocket
+
 log = logging.getLogger("framework.net")
+
+_AF_UNIX = socket.AF_UNIX
 
 Frame = list[Any]
 Handler = Callable[["Connection", Frame], object]
@@ -54,6 +62,7 @@ class Connection:
         "_decoder",
         "_drain_waiters",
         "_flush_scheduled",
+        "_far",
         "_fd",
         "_handlers",
         "_lock",
@@ -75,6 +84,7 @@ class Connection:
         "kind",
         "ident",
         "name",
+        "opener",
         "pack",
         "peer",
         "state",
@@ -84,7 +94,7 @@ class Connection:
     def __init__(
         self,
         loop: asyncio.AbstractEventLoop,
-        sock: socket.socket,
+        sock: StreamSocket | None,
         handlers: Mapping[int, Handler],
         *,
         on_close: Callable[[Connection], None],
@@ -93,10 +103,7 @@ class Connection:
         trusted: bool = True,
         serves: bool = False,
     ) -> None:
-        sock.setblocking(False)
         self._loop = loop
-        self._sock = sock
-        self._fd = sock.fileno()
         self._handlers = handlers
         self._on_close = on_close
         self._on_batch = on_batch
@@ -105,7 +112,7 @@ class Connection:
         self._rest: memoryview | None = None
         self._lock = threading.Lock()
         self._flush_scheduled = False
-        self._writer_armed = False
+        self._writer_armed = True  #: somebody else writes: the loop, or `adopt` will
         self._serves = serves
         self._reading = True
         self._backlog = 0  #: bytes that wait; counted while the socket is full, and only nearly exact then
@@ -123,7 +130,47 @@ class Connection:
         self.ident = b""
         self.peer: dict[str, Any] = {}  #: the facts of its HELLO
         self.state: Any = None  #: whatever the owning service keeps per connection
-        loop.add_reader(self._fd, self._on_readable)
+        self.opener: asyncio.Task[None] | None = None  #: what will call `adopt`; cancelled by `close`
+        self._sock: StreamSocket = _NONE
+        self._fd = -1
+        self._far = False
+        if sock is not None:
+            self._take_socket(sock)
+            self._writer_armed = False
+
+    def _take_socket(self, sock: StreamSocket) -> None:
+        sock.setblocking(False)
+        self._sock = sock
+        self._fd = sock.fileno()
+        self._far = getattr(sock, "family", None) != _AF_UNIX
+        self._loop.add_reader(self._fd, self._on_readable)
+        pending = getattr(sock, "pending", None)
+        if pending is not None and pending():
+            self._loop.call_soon(self._read_pending)
+
+    def _read_pending(self) -> None:
+        """What was decrypted before the socket came here: polling does not tell."""
+        if self._reading and not self.closed:
+            self._on_readable()
+
+    @property
+    def opening(self) -> bool:
+        """Whether the other side has not been reached yet."""
+        return self._fd < 0 and not self.closed
+
+    @property
+    def never_opened(self) -> bool:
+        """Whether it has ended without having reached the other side."""
+        return self._fd < 0 and self.closed
+
+    def adopt(self, sock: StreamSocket) -> None:
+        """Loop thread: the other side has been reached. What was sent meanwhile goes out first."""
+        self.opener = None
+        if self.closed:
+            sock.close()
+            return
+        self._take_socket(sock)
+        self._loop.add_writer(self._fd, self._on_writable)
 
     # ---- receiving -----------------------------------------------------------------------------------
 
@@ -157,6 +204,11 @@ class Connection:
             self.close(error)
         if self._on_batch is not None:
             self._on_batch()
+        if self._far and not self.closed:
+            # The peer's machine may have refused what we sent last (RST) after it had said what was just
+            # read. uvloop tells of both at once and never again (libuv stops a poll handle with an error):
+            # without a second look the end of the connection would go unnoticed.
+            self._loop.call_soon(self._read_pending)
 
     def _take(self, data: bytes) -> None:
         handlers = self._handlers
@@ -431,13 +483,18 @@ class Connection:
         """Loop thread: end the connection, after one more attempt to write what is buffered."""
         if self.closed:
             return
-        self._writer_armed = False
-        with contextlib.suppress(OSError):
-            self.flush()
+        opener, self.opener = self.opener, None
+        if opener is not None:
+            opener.cancel()
+        if self._fd >= 0:
+            self._writer_armed = False
+            with contextlib.suppress(OSError):
+                self.flush()
         self.closed = True
         self.error = error
-        self._loop.remove_reader(self._fd)
-        self._loop.remove_writer(self._fd)
+        if self._fd >= 0:
+            self._loop.remove_reader(self._fd)
+            self._loop.remove_writer(self._fd)
         with self._lock:
             self._sock.close()
             self._out.clear()
@@ -447,7 +504,8 @@ class Connection:
         calls, self._calls = self._calls, {}
         for future in calls.values():
             if not future.done():
-                future.set_exception(ConnectionFailedError(f"the connection to {self.name} was lost"))
+                why = f": {error}" if error is not None and str(error) else ""
+                future.set_exception(ConnectionFailedError(f"the connection to {self.name} was lost{why}"))
                 future.exception()  # whoever waits gets it; nobody waiting is no news
         self._on_close(self)
 
@@ -458,6 +516,34 @@ class Connection:
 
     def __repr__(self) -> str:
         return f"<Connection {self.name}{' closed' if self.closed else ''}>"
+
+
+class _NoSocket:
+    """The socket of a connection that is being opened: never touched but to be closed."""
+
+    family = -1
+
+    def recv(self, size: int) -> bytes:
+        raise BlockingIOError
+
+    def recv_into(self, buffer: Any, size: int = 0) -> int:
+        raise BlockingIOError
+
+    def send(self, data: Any) -> int:
+        raise BlockingIOError
+
+    def fileno(self) -> int:
+        return -1
+
+    def getsockname(self) -> Any:
+        raise OSError("not connected yet")
+
+    def close(self) -> None: ...
+
+    def setblocking(self, flag: bool) -> None: ...
+
+
+_NONE = _NoSocket()
 
 
 def _remote_failure(error: list[Any]) -> Exception:

@@ -1,4 +1,6 @@
-"""Listening Unix sockets: mode 0600, peers of the same user only, HELLO first."""
+"""Listening: who is let in, and HELLO first. Unix sockets: mode 0600, peers of the same user only. (For TCP
+see `framework._net.tcp`.)
+"""
 
 from __future__ import annotations
 
@@ -9,12 +11,16 @@ import os
 import socket
 import struct
 from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
 
 from framework._base import limits
 from framework._net.address import short_path
 from framework._net.connection import Connection, Frame, Handler
 from framework._wire import messages as m
 from framework.exceptions import ProtocolError
+
+if TYPE_CHECKING:
+    from framework._net.tls import StreamSocket
 
 log = logging.getLogger("framework.net")
 
@@ -30,8 +36,62 @@ def peer_uid(sock: socket.socket) -> int | None:
     return uid
 
 
-class Listener:
-    """Accepts connections on a Unix socket and greets them.
+class Acceptor:
+    """Accepts connections on a listening socket as long as there is room for more."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, sock: socket.socket, name: str) -> None:
+        self._loop = loop
+        self._sock = sock
+        self._name = name
+        self._paused = False
+        self._ended = False
+        loop.add_reader(sock.fileno(), self._accept)
+
+    def _is_full(self) -> bool:
+        """Whether nobody more can be taken in for the moment. Who says so calls `_resume` later."""
+        raise NotImplementedError
+
+    def _accepted(self, sock: socket.socket) -> None:
+        """A new peer."""
+        raise NotImplementedError
+
+    def _accept(self) -> None:
+        for _ in range(limits.MAX_UNAUTHENTICATED):
+            if self._is_full():
+                self._pause(None)
+                return
+            try:
+                sock, _ = self._sock.accept()
+            except (BlockingIOError, InterruptedError, ConnectionAbortedError):
+                return
+            except OSError as error:
+                # Out of descriptors, most likely. The peer is still there: without a pause this would be a
+                # busy loop.
+                log.error("%s: cannot accept: %s", self._name, error)
+                self._pause(limits.ACCEPT_PAUSE)
+                return
+            self._accepted(sock)
+
+    def _pause(self, seconds: float | None) -> None:
+        if not self._paused:
+            self._paused = True
+            self._loop.remove_reader(self._sock.fileno())
+            if seconds is not None:
+                self._loop.call_later(seconds, self._resume)
+
+    def _resume(self) -> None:
+        if self._paused and not self._ended:
+            self._paused = False
+            self._loop.add_reader(self._sock.fileno(), self._accept)
+
+    def _stop_accepting(self) -> None:
+        self._ended = True
+        self._loop.remove_reader(self._sock.fileno())
+        self._sock.close()
+
+
+class Greeter:
+    """Answers HELLO with WELCOME.
 
     `on_peer(connection)` is called after a valid HELLO, before any other frame of that peer is handled; it
     may raise `ProtocolError` to refuse. A peer that says nothing for `limits.HELLO_TIMEOUT` is dropped.
@@ -40,7 +100,6 @@ class Listener:
     def __init__(
         self,
         loop: asyncio.AbstractEventLoop,
-        path: str,
         handlers: Mapping[int, Handler],
         *,
         on_peer: Callable[[Connection], dict[str, object] | None],
@@ -57,77 +116,29 @@ class Listener:
         self._ident = ident
         self._name = name
         self._waiting: dict[Connection, asyncio.TimerHandle] = {}
-        self._paused = False
-        self._ended = False
         self.connections: set[Connection] = set()
-        self.path = path
-        self._sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self._sock.setblocking(False)
-        try:
-            with short_path(path) as address:
-                self._sock.bind(address)
-        except BaseException:
-            self._sock.close()
-            raise
-        # The directory is 0700 already; changing the umask instead would hit files that other threads create
-        # meanwhile.
-        os.chmod(path, 0o600)
-        self._sock.listen(limits.LISTEN_BACKLOG)
-        loop.add_reader(self._sock.fileno(), self._accept)
 
-    def _accept(self) -> None:
-        for _ in range(limits.MAX_UNAUTHENTICATED):
-            if len(self._waiting) >= limits.MAX_UNAUTHENTICATED:
-                self._pause(
-                    None
-                )  # until one of them has said HELLO, or its time is up; others wait in the backlog
-                return
-            try:
-                sock, _ = self._sock.accept()
-            except (BlockingIOError, InterruptedError, ConnectionAbortedError):
-                return
-            except OSError as error:
-                # Out of descriptors, most likely. The peer is still there: without a pause this would be a
-                # busy loop.
-                log.error("%s: cannot accept: %s", self._name, error)
-                self._pause(limits.ACCEPT_PAUSE)
-                return
-            if peer_uid(sock) not in (None, os.getuid()):
-                sock.close()
-                continue
-            connection = Connection(
-                self._loop,
-                sock,
-                self._handlers,
-                on_close=self._closed,
-                on_batch=self._on_batch,
-                name=self._name,
-                trusted=False,
-                serves=True,
-            )
-            self.connections.add(connection)
-            self._waiting[connection] = self._loop.call_later(
-                limits.HELLO_TIMEOUT, self._too_slow, connection
-            )
-
-    def _pause(self, seconds: float | None) -> None:
-        if not self._paused:
-            self._paused = True
-            self._loop.remove_reader(self._sock.fileno())
-            if seconds is not None:
-                self._loop.call_later(seconds, self._resume)
-
-    def _resume(self) -> None:
-        if self._paused and not self._ended:
-            self._paused = False
-            self._loop.add_reader(self._sock.fileno(), self._accept)
+    def _greet(self, sock: StreamSocket) -> Connection:
+        """A new peer, which has not said HELLO."""
+        connection = Connection(
+            self._loop,
+            sock,
+            self._handlers,
+            on_close=self._closed,
+            on_batch=self._on_batch,
+            name=self._name,
+            trusted=False,
+            serves=True,
+        )
+        self.connections.add(connection)
+        self._waiting[connection] = self._loop.call_later(limits.HELLO_TIMEOUT, self._too_slow, connection)
+        return connection
 
     def _no_longer_waits(self, connection: Connection) -> bool:
         timer = self._waiting.pop(connection, None)
         if timer is None:
             return False
         timer.cancel()
-        self._resume()
         return True
 
     def _too_slow(self, connection: Connection) -> None:
@@ -157,15 +168,73 @@ class Listener:
         if not self._no_longer_waits(connection) and connection.greeted:
             self._on_close(connection)
 
-    def close(self) -> None:
-        """Stop listening, remove the socket's file and end all its connections."""
-        self._ended = True
-        self._loop.remove_reader(self._sock.fileno())
-        self._sock.close()
-        with contextlib.suppress(OSError):
-            os.unlink(self.path)
+    def _end_connections(self) -> None:
         for connection in list(self.connections):
             connection.close(None)
+
+
+class Listener(Acceptor, Greeter):
+    """Accepts connections of this user on a Unix socket and greets them (see `Greeter`)."""
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        path: str,
+        handlers: Mapping[int, Handler],
+        *,
+        on_peer: Callable[[Connection], dict[str, object] | None],
+        on_close: Callable[[Connection], None],
+        ident: bytes,
+        on_batch: Callable[[], None] | None = None,
+        name: str = "peer",
+    ) -> None:
+        Greeter.__init__(
+            self,
+            loop,
+            handlers,
+            on_peer=on_peer,
+            on_close=on_close,
+            ident=ident,
+            on_batch=on_batch,
+            name=name,
+        )
+        self.path = path
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        sock.setblocking(False)
+        try:
+            with short_path(path) as address:
+                sock.bind(address)
+        except BaseException:
+            sock.close()
+            raise
+        # The directory is 0700 already; changing the umask instead would hit files that other threads create
+        # meanwhile.
+        os.chmod(path, 0o600)
+        sock.listen(limits.LISTEN_BACKLOG)
+        Acceptor.__init__(self, loop, sock, name)
+
+    def _is_full(self) -> bool:
+        # Until one of them has said HELLO, or its time is up; others wait in the backlog.
+        return len(self._waiting) >= limits.MAX_UNAUTHENTICATED
+
+    def _accepted(self, sock: socket.socket) -> None:
+        if peer_uid(sock) not in (None, os.getuid()):
+            sock.close()
+        else:
+            self._greet(sock)
+
+    def _no_longer_waits(self, connection: Connection) -> bool:
+        waited = super()._no_longer_waits(connection)
+        if waited:
+            self._resume()
+        return waited
+
+    def close(self) -> None:
+        """Stop listening, remove the socket's file and end all its connections."""
+        self._stop_accepting()
+        with contextlib.suppress(OSError):
+            os.unlink(self.path)
+        self._end_connections()
 
 
 def hello(

@@ -18,7 +18,7 @@ from framework._service.launch import close_others
 def main() -> None:
     """``sys.argv[2]``: a JSON object with session_dir, node_id and resources, and either driver_fd, head_fd
     and driver_pid (the node of a driver), or ready_fd (a node that stays; it writes a byte there when it is
-    up).
+    up). With cluster it joins one: see `framework._node.launching`.
     """
     config = json.loads(sys.argv[2])
     inherited = [config[name] for name in ("driver_fd", "head_fd", "ready_fd") if name in config]
@@ -27,8 +27,10 @@ def main() -> None:
     # Shared by node and zygote; no threads, no loop, no numpy.
     import logging  # noqa: F401
 
-    import framework._net.listener  # noqa: F401
+    import framework._net.listener
 
+    if "cluster" in config:
+        import framework._net.tcp  # noqa: F401
     try:
         import uvloop  # noqa: F401
     except ImportError:
@@ -46,10 +48,14 @@ def main() -> None:
         run_zygote(theirs, preload, preload_libraries, parent)
         os._exit(0)
     theirs.close()
-    from framework._head.service import HeadService
     from framework._node.process import run_node
 
-    run_node(config, ours, zygote_pid, HeadService)
+    if "cluster" in config:  # whose head is a process of its own
+        run_node(config, ours, zygote_pid, None)
+    else:
+        from framework._head.service import HeadService
+
+        run_node(config, ours, zygote_pid, HeadService)
 
 
 if __name__ == "__main__":

@@ -15,37 +15,112 @@ from collections import deque
 from typing import Any, Self
 
 from framework._base import limits
+from framework._base.cluster import ClusterFacts
 from framework._base.ids import WORKER_ID_SIZE
+from framework._net.address import host_port
+from framework._net.connection import Connection, Handler
 from framework._net.listener import connect_unix, hello
-from framework._node.local import StartedNode
-from framework._node.session import node_pid, staying_sessions, sweep_session
+from framework._node.launching import HeadProcess, JoinedNode, end_head, is_loopback, new_facts
+from framework._node.session import head_pid, live_sessions, node_pid, staying_sessions, sweep_session
+from framework._service.credentials import (
+    TOKEN_VARIABLE,
+    fingerprint,
+    new_token,
+    read_private,
+    token_from_environment,
+    token_text,
+)
 from framework._wire import messages as m
 from framework._wire.codec import DECODE_ERRORS, Decoder, new_packer
-from framework.exceptions import ConnectionFailedError, FrameworkError, LocalNodeDiedError
+from framework.exceptions import ConnectionFailedError, FrameworkError
 
 
-def start_session(wanted: dict[str, Any]) -> str:
-    """Start a node process that outlives this one and every driver; the directory of its session, once it
-    answers. `wanted`: what the node is to offer. `LocalNodeDiedError` when it does not come up, OSError when
-    its directory or process cannot be made."""
-    ours, theirs = socket.socketpair()
-    with ours:
-        with theirs:
-            node = StartedNode({"resources": wanted, "ready_fd": theirs.fileno()}, (theirs.fileno(),))
-        try:
-            ours.settimeout(limits.NODE_START_TIMEOUT)
-            if ours.recv(1):
-                return node.session_dir
-            node.process.wait(limits.EXIT_GRACE)
-            raise LocalNodeDiedError(node.last_words())
-        except BaseException as error:
-            node.process.kill()
-            node.wait()
-            if isinstance(error, TimeoutError):
-                raise LocalNodeDiedError(
-                    f"the node process did not come up within {limits.NODE_START_TIMEOUT:g} s"
-                ) from None
-            raise
+class StartedSession:
+    """What `start_session` has started."""
+
+    def __init__(self, session_dir: str, facts: ClusterFacts) -> None:
+        self.session_dir = session_dir
+        self.address = facts.head  #: HOST:PORT of the head
+        self.token = token_text(facts.token, facts.certificate)  #: what those need who join
+        self.encrypted = facts.certificate is not None
+
+
+def start_session(
+    wanted: dict[str, Any],
+    *,
+    host: str = "127.0.0.1",
+    bind: str | None = None,
+    port: int = 0,
+    tls: bool | None = None,
+) -> StartedSession:
+    """Start a cluster's head and its node, which outlive this process and every driver. `wanted`: what the
+    node is to offer. `host` is how others reach it; it listens at `bind` (by default `host`) and `port` (0:
+    any that is free). `tls`: whether connections are encrypted; by default those that leave the machine. The
+    secret is that in ``FRAMEWORK_TOKEN``, or a new one. `LocalNodeDiedError` when it does not come up,
+    OSError when its directory or processes cannot be made, `ValueError` for a token that is none."""
+    given = token_from_environment()
+    token = given[0] if given is not None else new_token()
+    encrypted = tls if tls is not None else not is_loopback(bind or host)
+    head = HeadProcess(new_facts(token, host, port, encrypted), bind=bind)
+    try:
+        facts = head.facts
+        node = JoinedNode(
+            head=facts.head,
+            token=facts.token,
+            fingerprint=fingerprint(facts.certificate) if facts.certificate is not None else None,
+            resources=wanted,
+            host=facts.host,
+            bind=bind,
+            session_dir=head.session_dir,
+        )
+        node.expect_ready()
+    except BaseException:
+        head.kill()
+        sweep_session(head.session_dir)
+        raise
+    return StartedSession(head.session_dir, facts)
+
+
+def join_session(
+    address: str,
+    wanted: dict[str, Any],
+    *,
+    host: str | None = None,
+    bind: str | None = None,
+) -> str:
+    """Start a node that joins the cluster whose head is at `address` (``HOST:PORT``), by ``FRAMEWORK_TOKEN``;
+    the directory of its session. It outlives this process. Raises as `start_session`, and
+    `ConnectionFailedError` when it cannot join."""
+    node = joining_node(address, wanted, host=host, bind=bind)
+    node.expect_ready()
+    return node.session_dir
+
+
+def joining_node(
+    address: str,
+    wanted: dict[str, Any],
+    *,
+    host: str | None = None,
+    bind: str | None = None,
+    parent_pid: int | None = None,
+) -> JoinedNode:
+    """As `join_session`, without waiting; with `parent_pid` it ends when that process does."""
+    host_port(address)
+    given = token_from_environment()
+    if given is None:
+        raise ConnectionFailedError(
+            f"to join the cluster at {address}, its token is needed in the environment variable "
+            f"{TOKEN_VARIABLE}: `python -m framework start --head` has printed it there"
+        )
+    return JoinedNode(
+        head=address,
+        token=given[0],
+        fingerprint=given[1],
+        resources=wanted,
+        host=host,
+        bind=bind,
+        parent_pid=parent_pid,
+    )
 
 
 def running_sessions() -> list[str]:
@@ -53,9 +128,51 @@ def running_sessions() -> list[str]:
     found = []
     for session_dir in staying_sessions():
         with contextlib.suppress(OSError):
-            connect_unix(os.path.join(session_dir, "sockets", "head")).close()
+            connect_unix(os.path.join(session_dir, "sockets", "node")).close()
             found.append(session_dir)
     return found
+
+
+def cluster_facts(session_dir: str) -> ClusterFacts | None:
+    """The cluster that a session's node belongs to; None when it belongs to none, or has ended."""
+    try:
+        return ClusterFacts.from_dict(read_private(os.path.join(session_dir, "cluster.json")))
+    except (OSError, KeyError, ValueError):
+        return None
+
+
+def sessions_of_cluster(address: str) -> list[str]:
+    """The directories of this user's sessions on this machine whose nodes belong to the cluster with its head
+    at `address` (``HOST:PORT``), the head's node first, those that end with a driver last."""
+    host, port = host_port(address)
+    staying = staying_sessions()
+    found = []
+    for session_dir in live_sessions():
+        facts = cluster_facts(session_dir)
+        if facts is None or not _is_same_place(facts.head, host, port):
+            continue
+        is_head = os.path.exists(os.path.join(session_dir, "head.json"))
+        found.append((not is_head, session_dir not in staying, session_dir))
+    return [session_dir for *_, session_dir in sorted(found)]
+
+
+def _is_same_place(head: str, host: str, port: int) -> bool:
+    """Whether `host`, `port` is where the head is: the host may be a name."""
+    try:
+        there, there_port = host_port(head)
+    except ValueError:
+        return False
+    if there_port != port:
+        return False
+    if there == host:
+        return True
+    try:
+        found = {entry[4][0] for entry in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)}
+        return there in found or bool(
+            found & {entry[4][0] for entry in socket.getaddrinfo(there, port, type=socket.SOCK_STREAM)}
+        )
+    except OSError:
+        return False
 
 
 class Client:
@@ -72,7 +189,7 @@ class Client:
             self._sock = connect_unix(os.path.join(session_dir, "sockets", service))
         except OSError as error:
             raise ConnectionFailedError(f"{self._what} does not answer: {error}") from None
-        self._sock.settimeout(limits.CONNECT_TIMEOUT)
+        self.timeout = limits.CONNECT_TIMEOUT
         self.cast(*hello("tool", os.urandom(WORKER_ID_SIZE)))
 
     def cast(self, *frame: object) -> None:
@@ -85,6 +202,7 @@ class Client:
     def call(self, opcode: int, *fields: object) -> Any:
         """Send a call; its answer. An error of the service is raised as `FrameworkError`."""
         self._rid += 1
+        self._sock.settimeout(self.timeout)
         self.cast(opcode, self._rid, *fields)
         while True:
             frame = self._next()
@@ -124,17 +242,76 @@ class Client:
         self._sock.close()
 
 
-def stop_session(session_dir: str) -> bool:
-    """End a session with all that runs in it, and wait until it is over. Its node is killed if it does not
-    answer. False when nothing of it was running."""
+class RemoteHead:
+    """As `Client`, to the head of the cluster that a session's node belongs to, wherever that is."""
+
+    def __init__(self, facts: ClusterFacts) -> None:
+        import asyncio
+
+        self._head = facts.head
+        self.timeout = limits.CONNECT_TIMEOUT
+        self._loop = asyncio.new_event_loop()
+        try:
+            self._connection = self._loop.run_until_complete(self._open(facts))
+        except BaseException:
+            self._loop.close()
+            raise
+
+    async def _open(self, facts: ClusterFacts) -> Connection:
+        from framework._net.tcp import open_authenticated
+
+        host, port = host_port(facts.head)
+        sock = await open_authenticated(self._loop, host, port, facts)
+        handlers: dict[int, Handler] = {m.WELCOME: lambda c, f: None}
+        connection = Connection(self._loop, sock, handlers, on_close=lambda c: None, name="the head")
+        connection.cast(*hello("tool", os.urandom(WORKER_ID_SIZE)))
+        return connection
+
+    def call(self, opcode: int, *fields: object) -> Any:
+        """A call and its answer. Raises as that of `Client`."""
+        import asyncio
+
+        async def ask() -> Any:
+            return await asyncio.wait_for(self._connection.call(opcode, *fields), self.timeout)
+
+        try:
+            return self._loop.run_until_complete(ask())
+        except TimeoutError:
+            raise ConnectionFailedError(f"the head of the cluster at {self._head} does not answer") from None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._connection.close()
+        self._loop.close()
+
+
+def client_of_head(session_dir: str) -> Client | RemoteHead:
+    """A connection to the head of a session, or of the cluster that its node belongs to."""
+    facts = cluster_facts(session_dir)
+    if facts is None or os.path.exists(os.path.join(session_dir, "sockets", "head")):
+        return Client(session_dir, "head")
+    return RemoteHead(facts)
+
+
+def stop_session(session_dir: str, force: bool = False) -> bool:
+    """End a session with all that runs in it, and wait until it is over; with the head of a cluster, all of
+    the cluster. Its node is killed if it does not answer, or at once with `force`. False when nothing of it
+    was running."""
     pid = node_pid(session_dir)
     watch = _watch(pid)
-    asked = False
+    asked = pid is not None and _is_node_of(pid, session_dir)
+    if head_pid(session_dir) is not None:  # the whole cluster ends with it
+        with contextlib.suppress(FrameworkError), Client(session_dir, "head") as head:
+            head.call(m.HEAD_STOP, _STOPPED)
     try:
         with contextlib.suppress(ConnectionFailedError), Client(session_dir, "node") as node:
-            node.cast(m.NODE_STOP, "it was stopped by `python -m framework stop`")
-            asked = node.wait_for_end(limits.SHUTDOWN_GRACE)
-        ended = _ended(watch, limits.SHUTDOWN_GRACE if asked else 0)
+            if force:
+                raise ConnectionFailedError("nobody waits for it")
+            node.cast(m.NODE_STOP, _STOPPED)
+            asked = node.wait_for_end(limits.SHUTDOWN_GRACE) or asked
+        ended = _ended(watch, limits.SHUTDOWN_GRACE if asked and not force else 0)
         if pid is not None and not ended and _is_node_of(pid, session_dir):
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(pid, signal.SIGKILL)  # it leads its group
@@ -143,8 +320,12 @@ def stop_session(session_dir: str) -> bool:
     finally:
         if watch >= 0:
             os.close(watch)
+    end_head(session_dir)
     sweep_session(session_dir)
     return asked
+
+
+_STOPPED = "it was stopped by `python -m framework stop`"
 
 
 def wait_for_session(session_dir: str) -> bool:

@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import socket
+from collections.abc import Mapping
 from typing import Any
 
 from framework._base import limits
@@ -13,26 +14,36 @@ from framework._base.ids import NODE_ID_SIZE
 from framework._node.session import create_session, open_private, sweep_session
 from framework._service.launch import Child, command, spawn
 
+_TOKEN = "FRAMEWORK_TOKEN"
+
 
 class StartedNode:
     """A node process that this process has started, and its session directory."""
 
-    def __init__(self, config: dict[str, Any], keep: tuple[int, ...]) -> None:
+    def __init__(self, config: dict[str, Any], keep: tuple[int, ...], session_dir: str | None = None) -> None:
+        """`session_dir`: one that exists already; by default a new one is made."""
         self.node_id = os.urandom(NODE_ID_SIZE)
-        self.session_dir = create_session(self.node_id.hex()[:8])
+        self.session_dir = session_dir or create_session(self.node_id.hex()[:8])
         try:
+            self._prepare()
             self.process = self._spawn(config, keep)
         except BaseException:
             sweep_session(self.session_dir)
             raise
 
+    def _prepare(self) -> None:
+        """Before the process starts, when its directory is there."""
+
     def _spawn(self, config: dict[str, Any], keep: tuple[int, ...]) -> Child:
         config = {**config, "session_dir": self.session_dir, "node_id": self.node_id.hex()}
+        env: Mapping[str, str] = os.environ
+        if _TOKEN in env:  # not for the eyes of tasks
+            env = {name: value for name, value in env.items() if name != _TOKEN}
         log = open_private(self._log_path())
         try:
             return spawn(
                 command("framework._node.__main__", json.dumps(config)),
-                env=os.environ,
+                env=env,
                 keep=keep,
                 output=log,
                 new_session=True,  # Ctrl-C is for the driver alone

@@ -35,6 +35,9 @@ class OutputService:
         self._timer: asyncio.TimerHandle | None = None
         self._stopped = False
         self.drivers: dict[Connection, bytes] = {}  #: with their jobs
+        #: in a cluster: takes what is for a driver on another node
+        self.elsewhere: Callable[[bytes, LogBatch], None] | None = None
+        self.slow_elsewhere: Callable[[], set[bytes]] = set  #: jobs whose drivers there take no more for now
 
     def watch(self, worker_id: bytes, pid: int) -> None:
         """A worker process has begun."""
@@ -52,13 +55,17 @@ class OutputService:
         # A driver that does not take its lines (it is stopped, or its terminal is) gets them later: they are
         # in the files.
         slow = {job for connection, job in self.drivers.items() if connection.congested}
+        slow |= self.slow_elsewhere()
         self._deliver(self._logs.poll_active(lambda worker_id: self._job_of(worker_id) in slow))
         if self._anyone_works():
             self._timer = self._loop.call_later(limits.LOG_POLL, self._poll)
 
     def flush(self, driver: Connection) -> None:
         """A driver wants all that was printed for it so far, also lines without an end."""
-        job = self.drivers.get(driver)
+        self.flush_job(self.drivers.get(driver))
+
+    def flush_job(self, job: bytes | None) -> None:
+        """All that was printed for a job so far, also lines without an end."""
         self._deliver(self._logs.flush_all(lambda worker_id: self._job_of(worker_id) in (None, job)))
 
     def forget(self, worker_id: bytes) -> None:
@@ -78,10 +85,14 @@ class OutputService:
     def _deliver(self, batches: list[LogBatch]) -> None:
         for batch in batches:
             job = self._job_of(batch.worker_id)
+            here = False
             for connection, wanted in self.drivers.items():
                 if job is not None and job != wanted:
                     continue  # the output of another driver's tasks
+                here = True
                 if connection.state.get("log_to_driver", True) and not connection.closed:
                     connection.cast(
                         m.LOG_LINES, batch.pid, batch.is_err, [list(line) for line in batch.lines]
                     )
+            if self.elsewhere is not None and not here and job:
+                self.elsewhere(job, batch)

@@ -8,12 +8,14 @@ import logging
 import os
 import signal
 import socket
+import sys
 import traceback
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from framework._base import limits
+from framework._base.cluster import ClusterFacts
 from framework._base.resources import UNIT
 from framework._net.connection import Connection, Handler
 from framework._net.listener import Listener
@@ -23,7 +25,10 @@ from framework._node.service import NodeService
 from framework._node.session import open_private, sweep_session, sweep_stale_sessions, write_node_pid
 from framework._node.store_service import StoreService
 from framework._wire import messages as m
-from framework.exceptions import ProtocolError
+from framework.exceptions import FrameworkError, ProtocolError
+
+if TYPE_CHECKING:
+    from framework._node.clustered import ClusterSide
 
 log = logging.getLogger("framework.node")
 
@@ -60,18 +65,22 @@ class Service(Protocol):
 
 
 class NodeProcess:
-    """Head and node manager on one loop."""
+    """Head and node manager on one loop; in a cluster, whose head is a process of its own, the node manager
+    alone."""
 
     def __init__(
         self,
         loop: asyncio.AbstractEventLoop,
         config: dict[str, Any],
-        make_head: Callable[[asyncio.AbstractEventLoop], Service],
+        make_head: Callable[[asyncio.AbstractEventLoop], Service] | None,
+        facts: ClusterFacts | None = None,
     ) -> None:
+        """`make_head` in local sessions, `facts` in clusters."""
         self._loop = loop
         self._config = config
         self._session_dir: str = config["session_dir"]
         self._stopping = self._ended = False
+        self._reason = ""
         self._stays = "ready_fd" in config  #: whatever becomes of drivers
         self._watches: set[int] = set()
         wanted = config["resources"]
@@ -80,7 +89,7 @@ class NodeProcess:
         )
         capacity = wanted["object_store_memory"] or default_store_capacity()
         total["object_store_memory"] = capacity * UNIT
-        self.head = make_head(loop)
+        self.head = make_head(loop) if make_head is not None else None
         self.node = NodeService(
             loop,
             bytes.fromhex(config["node_id"]),
@@ -92,29 +101,59 @@ class NodeProcess:
             memory_threshold=wanted["memory_threshold"],
             stays=self._stays,
         )
+        self.node.labels = wanted.get("labels") or {}
         self.store = StoreService(
             loop, self._session_dir, capacity, wanted["spill_directory"], self.node.process_of
         )
         self.node.attach_store(self.store.handlers, self.store.peer_lost)
         self._connections: list[Connection] = []
         self._listeners: list[Listener] = []
+        self.cluster: ClusterSide | None = None
+        if facts is not None:
+            from framework._node.clustered import ClusterSide
 
-    def start(self, zygote_sock: socket.socket, zygote_pid: int) -> None:
-        """Listen, join the head, greet the driver (or tell whoever started a node that stays)."""
-        sockets = os.path.join(self._session_dir, "sockets")
-        ident = self.node.node_id
-        self._listeners = [
+            self.cluster = ClusterSide(
+                loop, config, facts, self.node, self.store, stop=self.stop, joined=self._tell_starter
+            )
+
+    def _listen(self, name: str, service: Service) -> None:
+        self._listeners.append(
             Listener(
                 self._loop,
-                os.path.join(sockets, name),
+                os.path.join(self._session_dir, "sockets", name),
                 service.handlers,
                 on_peer=partial(self._joined, service),
                 on_close=service.peer_lost,
-                ident=ident,
+                ident=self.node.node_id,
                 name=name,
             )
-            for name, service in (("node", self.node), ("head", self.head))
-        ]
+        )
+
+    def start_in_cluster(self, zygote_sock: socket.socket, zygote_pid: int) -> None:
+        """Listen, and join the head; whoever started this process is told when it has."""
+        assert self.cluster is not None
+        self.cluster.listen()
+        self._listen("node", self.node)
+        parent = self._config.get("parent_pid")
+        if parent is not None:
+            wake_at_end_of(parent)
+            self._watch(parent, lambda: self.stop("the process that started it has ended"))
+        head: Any = self.cluster.head  # (has what the service uses of a `Connection`)
+        self.node.start(zygote_sock, zygote_pid, head)
+        self.cluster.start()
+        self._loop.call_later(1.0, self._sweep_stale)
+
+    def _tell_starter(self) -> None:
+        """It is up."""
+        with contextlib.suppress(OSError):  # whoever started us is gone already
+            os.write(self._config["ready_fd"], b"1")
+        os.close(self._config["ready_fd"])
+
+    def start(self, zygote_sock: socket.socket, zygote_pid: int) -> None:
+        """Listen, join the head, greet the driver (or tell whoever started a node that stays)."""
+        assert self.head is not None
+        self._listen("node", self.node)
+        self._listen("head", self.head)
         to_head, to_node = socket.socketpair()
         head_side = Connection(
             self._loop, to_node, self.head.handlers, on_close=self.head.peer_lost, name="node"
@@ -126,9 +165,7 @@ class NodeProcess:
         self.node.start(zygote_sock, zygote_pid, node_side)
         self._loop.call_later(1.0, self._sweep_stale)
         if self._stays:
-            with contextlib.suppress(OSError):  # whoever started us is gone already
-                os.write(self._config["ready_fd"], b"1")
-            os.close(self._config["ready_fd"])
+            self._tell_starter()
             return
         self._adopt(self._config["head_fd"], self.head)
         self._adopt(self._config["driver_fd"], self.node)
@@ -138,7 +175,10 @@ class NodeProcess:
         """A peer has connected. Of drivers we watch the process too."""
         if connection.kind == "driver":
             self._watch(connection.peer["pid"], connection.close)
-        return service.peer_joined(connection)
+        facts = service.peer_joined(connection)
+        if facts is not None and self.cluster is not None:
+            facts["gone"] = self.cluster.neighbours.recently_dead()
+        return facts
 
     def _adopt(self, fd: int, service: Service) -> None:
         """The driver that started this process is connected already: it says HELLO on the socket that we
@@ -203,7 +243,8 @@ class NodeProcess:
         if self._stopping:
             return
         self._stopping = True
-        log.debug("node ends: %s", reason)
+        self._reason = reason
+        log.log(logging.DEBUG if self.cluster is None else logging.INFO, "node ends: %s", reason)
         self._end_timer = self._loop.call_later(limits.SESSION_HOOK_GRACE, self._end_all)
         self.node.say_goodbye(reason, self._end_all)
 
@@ -217,9 +258,13 @@ class NodeProcess:
         end_children(limits.EXIT_GRACE)
         self.node.deliver_rest()
         self.store.close()
+        if self.cluster is not None:
+            self.cluster.leave(self._reason)
         self._loop.call_soon(self._leave)
 
     def _leave(self) -> None:
+        if self.cluster is not None:
+            self.cluster.close()
         for listener in self._listeners:
             listener.close()
         for connection in self._connections:
@@ -241,11 +286,35 @@ def _end_group() -> None:
         os.killpg(os.getpid(), signal.SIGKILL)
 
 
+def wake_at_end_of(parent: int) -> None:
+    """If this process is stopped (SIGSTOP) when its parent ends, have the system let it go on, so that it
+    notices."""
+    if sys.platform == "linux" and os.getppid() == parent:
+        import ctypes
+
+        ctypes.CDLL(None).prctl(1, signal.SIGCONT)  # PR_SET_PDEATHSIG
+
+
+def _facts_of_cluster(loop: asyncio.AbstractEventLoop, config: dict[str, Any]) -> ClusterFacts | None:
+    """What must be known to join. A problem is told to whoever started this process, and ends it."""
+    if "cluster" not in config:
+        return None
+    from framework._node.introduction import facts_for_joining
+
+    try:
+        return facts_for_joining(loop, config)
+    except (FrameworkError, OSError, ValueError) as error:
+        log.error("this node cannot join: %s", error)  # (no traceback: its frames hold the token)
+        with contextlib.suppress(OSError):
+            os.write(config["ready_fd"], b"!" + str(error).encode())
+        raise SystemExit(1) from None
+
+
 def run_node(
     config: dict[str, Any],
     zygote_sock: socket.socket,
     zygote_pid: int,
-    make_head: Callable[[asyncio.AbstractEventLoop], Service],
+    make_head: Callable[[asyncio.AbstractEventLoop], Service] | None,
 ) -> None:
     """The whole life of the process. Never returns."""
     session_dir = config["session_dir"]
@@ -255,14 +324,21 @@ def run_node(
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         if "ready_fd" in config:
             os.chdir("/")  # whose file system it keeps in use is nobody's choice
-        write_node_pid(session_dir, "ready_fd" in config)
+        write_node_pid(session_dir, "ready_fd" in config and "parent_pid" not in config)
         loop = new_loop()
         asyncio.set_event_loop(loop)
-        process = NodeProcess(loop, config, make_head)
+        facts = _facts_of_cluster(loop, config)
+        process = NodeProcess(loop, config, make_head, facts)
         loop.add_signal_handler(signal.SIGTERM, process.stop, "it was asked to (SIGTERM)")
-        process.start(zygote_sock, zygote_pid)
+        if facts is not None:
+            process.start_in_cluster(zygote_sock, zygote_pid)
+        else:
+            process.start(zygote_sock, zygote_pid)
         loop.run_forever()
         code = 0
+    except SystemExit:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(zygote_pid, signal.SIGKILL)
     except BaseException:
         traceback.print_exc()  # to node.err, from where a waiting driver takes it
         log.exception("the node process failed")

@@ -76,16 +76,44 @@ def open_private(path: str, flags: int = os.O_WRONLY | os.O_APPEND | os.O_CREAT)
     return os.open(path, flags | os.O_CLOEXEC, 0o600)
 
 
+#: what the head of a cluster keeps in the directory of its node's session
+_OF_HEAD = (
+    "head.pid",
+    "head.pid.new",
+    "head.json",
+    *(f"head.db{ending}" for ending in ("", "-wal", "-shm", "-journal", ".lock")),
+)
+
+
 def sweep_session(path: str) -> None:
-    """The session is over: its sockets go, and empty logs; the directory too, if nothing is left in it. Never
-    raises.
+    """The session is over: its sockets go, and empty logs; the directory too, if nothing is left in it. What
+    belongs to a head that still runs is left to it. Never raises.
 
     Loads no modules: at the exit of an interpreter that is not safe (`shutil`, of all things, makes Python
     forget that it ends because of Ctrl-C)."""
     sockets, logs = os.path.join(path, "sockets"), os.path.join(path, "logs")
-    _remove(entry.path for entry in _entries(sockets) if not entry.is_dir(follow_symlinks=False))
-    _remove([os.path.join(path, "node.pid"), os.path.join(path, "node.pid.new")])
+    head_runs = head_pid(path) is not None
+    _remove(
+        entry.path
+        for entry in _entries(sockets)
+        if not entry.is_dir(follow_symlinks=False) and not (head_runs and entry.name == "head")
+    )
+    _remove(os.path.join(path, name) for name in ("node.pid", "node.pid.new", "cluster.json", "join.json"))
+    if not head_runs:
+        _remove(os.path.join(path, name) for name in _OF_HEAD)
     _remove(entry.path for entry in _entries(logs) if _is_empty(entry))
+    for directory in (sockets, logs, path):
+        with contextlib.suppress(OSError):
+            os.rmdir(directory)
+
+
+def sweep_head(path: str) -> None:
+    """The head that belongs to a session has ended for good: what was its own goes, and the directory, if
+    nothing else is left in it. Never raises."""
+    sockets, logs = os.path.join(path, "sockets"), os.path.join(path, "logs")
+    _remove([os.path.join(sockets, "head"), *(os.path.join(path, name) for name in _OF_HEAD)])
+    if node_pid(path) is None:
+        _remove(entry.path for entry in _entries(logs) if _is_empty(entry))
     for directory in (sockets, logs, path):
         with contextlib.suppress(OSError):
             os.rmdir(directory)
@@ -131,7 +159,9 @@ def sweep_stale_sessions(keep: int = limits.SESSIONS_KEPT) -> None:
 
 
 def _alive(session: str) -> bool:
-    """Whether the node process of a session, or its driver, still runs."""
+    """Whether the node process of a session, its head, or its driver, still runs."""
+    if head_pid(session) is not None:
+        return True
     pids = []
     pid = node_pid(session)
     if pid is not None:
@@ -179,6 +209,17 @@ def node_pid(session: str) -> int | None:
     return int(words[0]) if words and words[0].isdigit() else None
 
 
+def head_pid(session: str) -> int | None:
+    """The number of the process of a cluster's head that belongs to a session, if it runs. It may be this
+    one."""
+    try:
+        with open(os.path.join(session, "head.pid")) as file:
+            pid = int(file.read())
+    except (OSError, ValueError):
+        return None
+    return pid if _runs(pid) else None
+
+
 def staying_sessions() -> list[str]:
     """The directories of this user's sessions that were started to stay and whose node runs, the latest
     first."""
@@ -187,6 +228,18 @@ def staying_sessions() -> list[str]:
         if entry.name.startswith("session-") and entry.is_dir(follow_symlinks=False):
             pid = node_pid(entry.path)
             if pid is not None and _runs(pid) and _STAYS in _read_node_pid(entry.path):
+                found.append((_started(entry.path), entry.path))
+    return [path for _, path in sorted(found, reverse=True)]
+
+
+def live_sessions() -> list[str]:
+    """The directories of this user's sessions whose node runs, whoever it was started by, the latest
+    first."""
+    found = []
+    for entry in _entries(sessions_root()):
+        if entry.name.startswith("session-") and entry.is_dir(follow_symlinks=False):
+            pid = node_pid(entry.path)
+            if pid is not None and _runs(pid):
                 found.append((_started(entry.path), entry.path))
     return [path for _, path in sorted(found, reverse=True)]
 

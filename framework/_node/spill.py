@@ -31,6 +31,9 @@ class Disk(Protocol):
     def read(self, name: str, memory: memoryview) -> None:
         """Fill `memory` with the block of this name."""
 
+    def open(self, name: str) -> Any:
+        """A binary file to read the block from. `OSError` when it is not there any more."""
+
     def remove(self, name: str) -> None:
         """Forget a block. Never raises."""
 
@@ -105,6 +108,9 @@ class LocalDisk:
                 if not count:
                     raise OSError(f"{path} is shorter than the object: {done} of {len(memory)} bytes")
                 done += count
+
+    def open(self, name: str) -> Any:
+        return open(os.path.join(self.directory, name), "rb", buffering=0)
 
     def remove(self, name: str) -> None:
         with contextlib.suppress(OSError):
@@ -183,6 +189,12 @@ class RemoteDisk:
                     memory[done : done + len(data)] = data
                     done += len(data)
         except Exception as error:
+            raise OSError(f"{type(error).__name__}: {error} (in {self._url})") from error
+
+    def open(self, name: str) -> Any:
+        try:
+            return self._fs.open(f"{self.directory}/{name}", "rb")
+        except Exception as error:  # drivers raise what they like
             raise OSError(f"{type(error).__name__}: {error} (in {self._url})") from error
 
     def remove(self, name: str) -> None:

@@ -6,10 +6,16 @@ from typing import TYPE_CHECKING, Any
 
 from framework._serial.errors import error_from_wire
 from framework._state.tasks import TaskRecord
-from framework.exceptions import ActorDiedError, ActorOutOfMemoryError, ActorUnavailableError, FrameworkError
+from framework.exceptions import (
+    ActorDiedError,
+    ActorOutOfMemoryError,
+    ActorPlacementGroupRemoved,
+    ActorUnavailableError,
+    FrameworkError,
+)
 
 if TYPE_CHECKING:
-    from framework._runtime.actors import ActorClient
+    from framework._runtime.actor_client import ActorClient
 
 
 def death_error(client: ActorClient, detail: dict[str, Any]) -> BaseException:
@@ -21,6 +27,10 @@ def death_error(client: ActorClient, detail: dict[str, Any]) -> BaseException:
         cause = error_from_wire(error)
         if isinstance(cause, FrameworkError) and type(cause).__name__ == "ActorUnschedulableError":
             return cause
+        if isinstance(cause, ActorPlacementGroupRemoved):
+            return ActorPlacementGroupRemoved(
+                text, actor_id=client.actor_id.hex(), class_name=client.class_name
+            )
         text = f"{text}:\n{cause}"
     died = ActorOutOfMemoryError if detail.get("kind") == "memory" else ActorDiedError
     return died(
@@ -30,9 +40,12 @@ def death_error(client: ActorClient, detail: dict[str, Any]) -> BaseException:
 
 def unavailable_error(client: ActorClient, task: TaskRecord) -> ActorUnavailableError:
     """Of a call that was under way, and may not be made again."""
+    if not client.text:
+        why = "the connection to its actor was lost"
+    else:
+        why = f"its actor is being restarted because its process has ended ({client.text})"
     return ActorUnavailableError(
-        f"the call {task.template.name}() may or may not have run: its actor is being restarted "
-        f"because its process has ended ({client.text}). With max_task_retries such calls "
+        f"the call {task.template.name}() may or may not have run: {why}. With max_task_retries such calls "
         "are made again",
         actor_id=client.actor_id.hex(),
     )

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
-import threading
 from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -12,260 +10,24 @@ from typing import TYPE_CHECKING, Any
 from framework._base import limits
 from framework._base.ids import SEVERAL_TASKS
 from framework._net.connection import Connection, Frame
+from framework._runtime.actor_client import ALIVE as ALIVE
+from framework._runtime.actor_client import DEAD as DEAD
+from framework._runtime.actor_client import RESTARTING as RESTARTING
+from framework._runtime.actor_client import ActorClient as ActorClient
 from framework._runtime.actor_errors import death_error, poison_error, unavailable_error
 from framework._runtime.waiters import register
 from framework._serial import values
 from framework._serial.errors import error_from_wire
-from framework._state.fates import Fate, fates
+from framework._state.fates import Fate
 from framework._state.objects import FAILED, Entry
-from framework._state.suspects import Suspects
-from framework._state.tasks import FINISHED, QUEUED, SENT, TaskRecord
+from framework._state.tasks import QUEUED
 from framework._wire import messages as m
-from framework.exceptions import (
-    ActorDiedError,
-    FrameworkError,
-    PendingCallsLimitExceeded,
-)
+from framework.exceptions import FrameworkError
 
 if TYPE_CHECKING:
     from framework._runtime.runtime import Runtime
 
 log = logging.getLogger("framework")
-
-PENDING = "PENDING_CREATION"
-ALIVE = "ALIVE"
-RESTARTING = "RESTARTING"
-DEAD = "DEAD"
-
-
-class ActorClient:
-    """What this process knows of one actor, and its calls to it. Calls leave in the order in which they were
-    made: one whose arguments are not there yet holds up those behind it, unless the actor is `unordered`:
-    then it is `parked` beside the queue, and takes its place there when they are."""
-
-    __slots__ = (
-        "_actors",
-        "_handover",
-        "actor_id",
-        "class_name",
-        "connection",
-        "creation",
-        "detached",
-        "draining",
-        "error",
-        "first",
-        "held",
-        "incarnation",
-        "inflight",
-        "kept",
-        "known",
-        "last",
-        "lost_connection",
-        "open",
-        "parked",
-        "queue",
-        "restartable",
-        "running",
-        "state",
-        "subscribers",
-        "suspects",
-        "templates",
-        "text",
-        "unordered",
-    )
-
-    def __init__(self, actors: Actors, actor_id: bytes, class_name: str) -> None:
-        self._actors = actors
-        #: held by whoever puts calls in flight from outside of the loop, and by the loop when it takes them
-        #: all out again
-        self._handover = threading.Lock()
-        self.actor_id = actor_id
-        self.class_name = class_name
-        self.state = PENDING
-        self.incarnation = 0
-        self.connection: Connection | None = None
-        self.lost_connection = False
-        self.unordered = False
-        self.queue: deque[TaskRecord] = deque()
-        #: calls that wait for their arguments, where they may be overtaken
-        self.parked: dict[int, TaskRecord] = {}
-        self.inflight: dict[int, TaskRecord] = {}
-        self.first = self.last = 0  #: the lowest and highest numbers of calls that were sent
-        self.suspects = Suspects()
-        self.held: asyncio.TimerHandle | None = None  #: looks again whether the next call may leave
-        self.running = SEVERAL_TASKS  #: what the last process had begun when it died
-        self.error: BaseException | None = None
-        #: done when its constructor is; freed when the last handle is gone
-        self.creation: Entry | None = None
-        self.open: set[int] = set()  #: calls that may not be done; only where their number is limited
-        self.known = False  #: the head reports to us
-        #: told, on the loop, of each new state: (state, detail)
-        self.subscribers: list[Callable[[str, dict[str, Any]], None]] = []
-        self.detached = self.restartable = False
-        #: to a process that has ended: what it has still answered is being read
-        self.draining: Connection | None = None
-        #: references in the arguments of its constructor, in the process that made it
-        self.kept: list[Any] | None = None
-        self.text = "the reason is not known"  #: why it was restarted
-        #: of its methods, shared by all handles in this process
-        self.templates: dict[tuple[Any, ...], Any] = {}
-
-    def enqueue(self, task: TaskRecord) -> None:
-        """A call takes its place in the order; it is sent when it and all before it are `resolved`."""
-        if self.state == DEAD:
-            self._actors.runtime.submitter.fail(task, self.death())
-        elif self.unordered and task.frame is None:
-            self.parked[task.unique] = task
-        else:
-            self.queue.append(task)
-
-    def resolved(self, task: TaskRecord) -> None:
-        """Its arguments are known."""
-        if task.state != FINISHED:
-            task.state = QUEUED
-            if self.parked and self.parked.pop(task.unique, None) is not None:
-                self.queue.append(task)
-            self._actors.dirty.add(self)
-
-    def send_alone(self, task: TaskRecord) -> bool:
-        """A user's thread: send a call at once, if nothing is under way that it could overtake."""
-        connection = self.connection
-        if (
-            connection is None
-            or self.inflight
-            or self.queue
-            or task.template.tid not in connection.state.templates
-        ):
-            return False
-        if not self._handover.acquire(False):
-            return False
-        try:
-            # In this order: a call on its way leaves `busy` for the queue, and the queue for what is in
-            # flight. Looked at the other way round, it could slip past.
-            busy = self._actors.runtime.submitter.busy
-            if busy or self.queue or self.inflight or self.connection is not connection:
-                return False
-            frame = task.frame
-            assert frame is not None
-            task.state = SENT
-            self.inflight[task.unique] = task
-            self._count(task.unique)
-        finally:
-            self._handover.release()
-        # If the connection is lost from here on, the loop knows of the call and judges it with all others in
-        # flight.
-        connection.send(frame)
-        return True
-
-    def _count(self, unique: int) -> None:
-        if not self.first:
-            self.first = unique
-        self.last = unique
-
-    def check_pending(self, limit: int) -> None:
-        """Any thread: `PendingCallsLimitExceeded` when that many calls of this process are not done."""
-        if len(self.open) >= limit:
-            tasks = self._actors.runtime.submitter.tasks
-            self.open = {unique for unique in list(self.open) if unique in tasks}
-            if len(self.open) >= limit:
-                raise PendingCallsLimitExceeded(
-                    f"{limit} calls of this process to the actor {self.class_name} are not done, as many as "
-                    "its max_pending_calls allows: wait for some of them before the next"
-                )
-
-    def disconnect(self) -> None:
-        """No call leaves any more."""
-        with self._handover:
-            self.connection = None
-
-    def take_inflight(self) -> list[TaskRecord]:
-        """Disconnect and take all calls out that had been sent."""
-        with self._handover:
-            self.connection = None
-            tasks, self.inflight = list(self.inflight.values()), {}
-        return tasks
-
-    def judged(self) -> list[tuple[TaskRecord, Fate]]:
-        """The process has ended: all calls that had been sent, taken out, and what has become of them."""
-        tasks = self.take_inflight()
-        sent = [task.unique for task in tasks]
-        if self.unordered and self.running not in (0, SEVERAL_TASKS, *sent):
-            return [(task, Fate.BEGUN) for task in tasks]  # numbers tell nothing of the order
-        return list(zip(tasks, fates(sent, self.running, self.first, self.last), strict=True))
-
-    def pump(self) -> None:
-        """Send what can be sent."""
-        connection = self.connection
-        if connection is None or self.state != ALIVE or connection.closed:
-            return
-        queue, inflight = self.queue, self.inflight
-        prepare = self._actors.runtime.catalogue.prepare
-        sent, now = False, self._actors.runtime.loop.time()
-        while queue and len(inflight) < limits.MAX_PENDING_PER_ACTOR_CONNECTION:
-            task = queue[0]
-            if task.state == FINISHED:
-                queue.popleft()
-                continue
-            if task.frame is None or task.state != QUEUED:
-                break
-            if connection.full:
-                connection.when_drained(self._go_on)
-                break
-            if inflight and (task.strikes or self.suspects.alone) and self._hold(task):
-                break
-            self.suspects.sent(task.unique, task.strikes, now)
-            task.state = SENT
-            # Before it leaves the queue: `send_alone` must see it in one of them.
-            inflight[task.unique] = task
-            self._count(task.unique)
-            queue.popleft()
-            prepare(connection, task.template)
-            connection.buffer(task.frame)
-            sent = True
-        if sent:
-            connection.flush()
-
-    def _hold(self, task: TaskRecord) -> bool:
-        """Whether a call must wait, as it, or one that is under way, may be what ends the process."""
-        loop = self._actors.runtime.loop
-        left = self.suspects.hold(task.strikes, loop.time())
-        if left and self.held is None:
-            self.held = loop.call_later(left, self._go_on)
-        return left > 0
-
-    def _go_on(self) -> None:
-        self.held = None
-        self._actors.dirty.add(self)
-        self._actors.runtime.flush_soon()
-
-    def finished(self, task: TaskRecord) -> None:
-        """A call is over."""
-        if self.parked:
-            self.parked.pop(task.unique, None)
-        sent = self.inflight.pop(task.unique, None) is not None
-        self.suspects.ended(task.unique)
-        if self.queue:
-            self._actors.dirty.add(self)
-            if not sent:  # it ended in the queue, and may have held up those behind it
-                self._actors.runtime.flush_soon()
-
-    def connection_of(self, task: TaskRecord) -> Connection | None:
-        return self.connection if task.unique in self.inflight else None
-
-    def tell(self, state: str, detail: dict[str, Any]) -> None:
-        """The subscribers hear of a new state."""
-        for subscriber in self.subscribers:
-            subscriber(state, detail)
-
-    @property
-    def ended(self) -> bool:
-        """Whether the actor is dead for good."""
-        return self.state == DEAD
-
-    def death(self) -> BaseException:
-        return self.error or ActorDiedError(
-            "it has ended", actor_id=self.actor_id.hex(), class_name=self.class_name
-        )
 
 
 class Actors:
@@ -278,7 +40,7 @@ class Actors:
         self._clients: dict[bytes, ActorClient] = {}
         self._creations: dict[bytes, ActorClient] = {}
         self._draining: set[ActorClient] = set()
-        self.head_handlers = {m.ACTOR_STATE: self._state}
+        self.head_handlers = {m.ACTOR_STATE: self._state, m.ACTOR_WARNING: self._warning}
 
     def client(self, actor_id: bytes, class_name: str) -> ActorClient:
         """Any thread: the client for this actor."""
@@ -377,11 +139,10 @@ class Actors:
         self._dead(client, {"text": text, "error": self.runtime.objects.wire(entry)})
 
     def _tell_head(self, client: ActorClient, spec: dict[str, Any]) -> None:
-        head = self.runtime.connect_head()
-        if head is None:
+        if self.runtime.connect_head() is None:
             self._dead(client, {"text": "the head of the cluster cannot be reached"})
             return
-        future = head.call(m.ACTOR_CREATE, client.actor_id, spec)
+        future = self.runtime.head_link.request(m.ACTOR_CREATE, client.actor_id, spec)
         future.add_done_callback(lambda f: self._created(client, f))
 
     def _created(self, client: ActorClient, future: Any) -> None:
@@ -399,10 +160,13 @@ class Actors:
         client = self._clients.get(actor_id)
         if client is None or client.state == DEAD:
             return
-        if state == client.state == ALIVE and client.lost_connection and incarnation == client.incarnation:
-            # (The answer to `_no_verdict`.) If its process has ended, the head hears of it in a moment.
-            self.runtime.loop.call_later(limits.EXIT_GRACE, self._cut_off, client, incarnation)
-            return
+        if state == client.state and incarnation == client.incarnation and state in (ALIVE, RESTARTING):
+            if state == ALIVE and client.lost_connection:
+                # (The answer to `_no_verdict`.) If its process has ended, the head hears of it in a moment.
+                self.runtime.loop.call_later(limits.EXIT_GRACE, self._cut_off, client, incarnation, address)
+                return
+            if state == RESTARTING or client.connection is not None:
+                return  # no news: it was asked again when the head had been away
         if client.draining is not None and incarnation != client.incarnation:
             self._judge(client)  # by what that process had begun, not by what its successor has
         client.incarnation = incarnation
@@ -421,6 +185,14 @@ class Actors:
         elif state == DEAD:
             self._dead(client, detail or {})
         self.runtime.flush_soon()
+
+    def _warning(self, head: Connection, frame: Frame) -> None:
+        """One that this process has made waits for a node that is not there yet."""
+        client = self._clients.get(frame[1])
+        if client is not None and client.state != DEAD:
+            log.warning(
+                "the actor %s waits for a node on which it could be started: %s", client.class_name, frame[2]
+            )
 
     def _connect(self, client: ActorClient, address: str) -> None:
         if client.draining is not None:
@@ -522,11 +294,27 @@ class Actors:
             if client.draining is connection:
                 self._judge(client)
             elif client.connection is connection:
+                if connection.never_opened:
+                    self._not_reached(client, connection)
+                    continue
                 client.disconnect()
                 client.lost_connection = True
-                self.runtime.loop.call_later(
-                    limits.DEATH_VERDICT_TIMEOUT, self._no_verdict, client, client.incarnation
-                )
+                # Between machines, connections break while both ends live.
+                seconds = limits.DEATH_VERDICT_TIMEOUT if self._alone else limits.EXIT_GRACE
+                self.runtime.loop.call_later(seconds, self._no_verdict, client, client.incarnation)
+
+    @property
+    def _alone(self) -> bool:
+        return self.runtime.config.cluster is None
+
+    def _not_reached(self, client: ActorClient, connection: Connection) -> None:
+        """Its machine did not answer: nothing that was sent has arrived."""
+        tasks = client.take_inflight()
+        for task in tasks:
+            task.state = QUEUED
+        client.queue.extendleft(reversed(tasks))
+        if client.state == ALIVE:
+            self._unreachable(client, connection.state.address)
 
     def _no_verdict(self, client: ActorClient, incarnation: int) -> None:
         """Ask: the head may have been held up."""
@@ -534,12 +322,23 @@ class Actors:
         if client.lost_connection and client.incarnation == incarnation and head is not None:
             head.cast(m.ACTOR_WATCH, client.actor_id)
 
-    def _cut_off(self, client: ActorClient, incarnation: int) -> None:
-        if client.lost_connection and client.incarnation == incarnation and client.state == ALIVE:
+    def _cut_off(self, client: ActorClient, incarnation: int, address: str) -> None:
+        """The head has nothing else to say about an actor whose connection was lost."""
+        if not client.lost_connection or client.incarnation != incarnation or client.state != ALIVE:
+            return
+        if self._alone:
             self._dead(
                 client,
                 {"text": "its process cannot be reached any more, and the head does not know why"},
             )
+            return
+        # It lives, so far. What became of the calls under way nobody knows; to the others there is a new way.
+        client.running, client.lost_connection = SEVERAL_TASKS, False
+        text, client.text = client.text, ""
+        self._judge(client)
+        client.text = text
+        self._connect(client, address)
+        self.runtime.flush_soon()
 
     # ---- supervision ---------------------------------------------------------------------------------
 
@@ -553,9 +352,10 @@ class Actors:
 
     def end(self, client: ActorClient, force: bool, reason: str) -> None:
         """Loop: end an actor of this process for good. Without `force`, after the calls under way."""
+        client.ending = (client.incarnation, force, reason)
         head = self.runtime.connect_head()
         if head is not None:
-            head.cast(m.ACTOR_END, client.actor_id, client.incarnation, force, reason)
+            head.cast(m.ACTOR_END, client.actor_id, *client.ending)
 
     def error_of(self, client: ActorClient, detail: dict[str, Any]) -> BaseException:
         """What the callers of an actor are told that has ended so."""
@@ -575,20 +375,24 @@ class Actors:
             self._clients.pop(client.actor_id, None)
             return
         # The client stays until the actor is dead: handles that were found by name may still be in use.
+        client.ending = (client.incarnation, False, "its last handle has gone out of scope")
         head = self.runtime.head
         if head is not None and not head.closed:
-            head.cast(
-                m.ACTOR_END,
-                client.actor_id,
-                client.incarnation,
-                False,
-                "its last handle has gone out of scope",
-            )
+            head.cast(m.ACTOR_END, client.actor_id, *client.ending)
 
     def owns_living(self) -> bool:
         """Whether actors that this process has created would end with it: those that live and are not
         detached."""
         return any(c.state != DEAD and not c.detached for c in self._creations.values())
+
+    def head_returned(self, head: Connection) -> None:
+        """The head was away, and may have missed something, or been started anew: it is asked again how all
+        actors are that are known here."""
+        for client in list(self._clients.values()):
+            if client.known and client.state != DEAD:
+                head.cast(m.ACTOR_WATCH, client.actor_id)
+                if client.ending is not None:
+                    head.cast(m.ACTOR_END, client.actor_id, *client.ending)
 
     def head_lost(self, error: BaseException) -> None:
         """No head, no actors."""

@@ -28,22 +28,30 @@ class Catalogue:
         env: dict[str, str] | None,
         strategy: list[Any] | None,
         retriable: bool = True,
+        priority: int = 0,
+        near: bytes = b"",
     ) -> KeyState:
-        """The scheduling key for these needs."""
+        """The scheduling key for these needs. `near`: the node where the arguments lie."""
         name = (
             tuple(sorted(resources.items())),
             tuple(sorted(env.items())) if env else (),
-            tuple(strategy) if strategy else (),
+            repr(strategy) if strategy else "",
             retriable,
+            priority,
+            near,
         )
         with self._lock:
             key = self._keys.get(name)
             if key is None:
                 key = KeyState(len(self._keys) + 1, resources, env, strategy)
-                key.retriable = retriable
+                key.retriable, key.priority, key.near = retriable, priority, near
                 self._keys[name] = key
                 self.keys_by_id[key.key_id] = key
         return key
+
+    def near(self, key: KeyState, node_id: bytes) -> KeyState:
+        """The same needs, for tasks whose arguments lie on that node."""
+        return self.key(key.resources, key.env, key.strategy, key.retriable, key.priority, node_id)
 
     def function(self, function_hash: bytes, payload: bytes, refs: list[Any]) -> None:
         """A function (or class) that templates name by its hash; its references live as long as

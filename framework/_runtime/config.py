@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from framework._base.cluster import ClusterFacts
 
 
 def new_loop() -> asyncio.AbstractEventLoop:
@@ -19,6 +22,7 @@ class Config:
     """Who this process is, in which session."""
 
     __slots__ = (
+        "cluster",
         "env",
         "is_driver",
         "job",
@@ -44,3 +48,10 @@ class Config:
         self.node_id = b"\xff" * 28
         self.node_ip = "127.0.0.1"
         self.log_to_driver = True
+        self.cluster: ClusterFacts | None = None  #: None: a session of one machine
+
+    def join(self, facts: ClusterFacts) -> None:
+        """This process belongs to a cluster. To be told before its runtime is made."""
+        self.cluster = facts
+        self.node_id = facts.node_id
+        self.node_ip = facts.host

@@ -17,6 +17,7 @@ class TaskContext:
         "gpus",
         "name",
         "resources",
+        "strategy",
         "task_id",
         "unique",
     )
@@ -31,6 +32,7 @@ class TaskContext:
         deadline: float | None = None,
         resources: dict[str, int] | None = None,
         gpus: list[int] | None = None,
+        strategy: list[Any] | None = None,
     ) -> None:
         self.unique = unique
         self.task_id = task_id
@@ -39,6 +41,7 @@ class TaskContext:
         self.deadline = deadline  #: on the clock of the runtime's loop
         self.resources = resources
         self.gpus = gpus
+        self.strategy = strategy  #: where it was to run
         self.attempt = 0
         self.children: set[Any] | None = None  #: tasks that it has submitted and that are not done
 

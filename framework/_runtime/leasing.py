@@ -4,12 +4,15 @@ die. All on the loop.
 
 from __future__ import annotations
 
+import logging
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from framework._base import limits
+from framework._base.resources import lendable
 from framework._net.connection import Connection, Frame
-from framework._runtime.task_errors import crashed, unschedulable
+from framework._runtime.task_errors import crashed, group_removed, unschedulable
+from framework._state.bundles import REMOVED
 from framework._state.leases import KeyState, Lease
 from framework._state.tasks import QUEUED, TaskRecord
 from framework._wire import messages as m
@@ -17,6 +20,10 @@ from framework.exceptions import RuntimeEnvSetupError, WorkerCrashedError
 
 if TYPE_CHECKING:
     from framework._runtime.runtime import Runtime
+
+log = logging.getLogger("framework")
+
+_UNKNOWN = -1  #: as the task that had begun: the first one on the worker, then
 
 
 class Leasing:
@@ -38,6 +45,8 @@ class Leasing:
             m.LEASE_INFEASIBLE: self._infeasible,
             m.LEASE_LOST: self._lost,
             m.LEASE_PRESSURE: self._pressure,
+            m.LEASE_RECALL: self._recalled,
+            m.LEASE_WAITS: self._waits,
         }
 
     # ---- sending -------------------------------------------------------------------------------------
@@ -58,6 +67,8 @@ class Leasing:
                     lease.full = True
                     lease.connection.when_drained(partial(self._drained, lease))
             self._tell_demand(key)
+            if key.spread and key.free and not key.pending:
+                self._return_leases(key, 0.0)
         if self._leases:
             self._tend_leases()
 
@@ -71,12 +82,24 @@ class Leasing:
         node = self._runtime.node
         if node is None:
             return
+        if key.pending and key.strategy and key.strategy[0] == "group":
+            if not self._runtime.groups.is_open(key) and key.pending:
+                return
         seen = key.seen
         wanted = key.wanted()
         if wanted is not None:
             if seen == 0 and not node.state.get(key.key_id):
                 node.state[key.key_id] = True
-                node.cast(m.LEASE_KEY, key.key_id, key.resources, key.env, key.strategy, key.retriable)
+                node.cast(
+                    m.LEASE_KEY,
+                    key.key_id,
+                    key.resources,
+                    key.env,
+                    key.strategy,
+                    key.retriable,
+                    key.priority,
+                    key.near,
+                )
             node.cast(m.LEASE_DEMAND, key.key_id, wanted, seen)
 
     def node_connected(self) -> None:
@@ -101,17 +124,30 @@ class Leasing:
             key.granted(lease)
             self._leases[lease_id] = lease
             connection.state.leases[lease_id] = lease
-            omp = key.resources.get("CPU", 0) // 10_000
+            omp = max(lendable(key.resources).values(), default=0) // 10_000
             connection.buffer(connection.pack((m.LEASE_BEGIN, lease_id, gpus, omp)))
         self.dirty.add(key)
         self.flush()
 
+    def give_up(self, key: KeyState, text: str, *, gone: bool) -> None:
+        """The tasks of this key can never run; `gone`: as their placement group was removed."""
+        key.infeasible, key.gone = text, gone
+        tasks = [task for task in key.pending if task.state == QUEUED]
+        key.pending.clear()
+        for task in tasks:
+            self._submitter.fail(task, unschedulable(task, text))
+        self.dirty.add(key)  # nothing more is wanted of the node
+        self._runtime.flush_soon()
+
     def _infeasible(self, node: Connection, frame: Frame) -> None:
         _, key_id, forever, error, text = frame
         key = self._catalogue.keys_by_id[key_id]
+        key.demand_sent = 0
+        if text.startswith(REMOVED):
+            self.give_up(key, text, gone=True)
+            return
         if forever:
             key.infeasible = text
-        key.demand_sent = 0
         tasks = [task for task in key.pending if task.state == QUEUED]
         key.pending.clear()
         for task in tasks:
@@ -147,13 +183,17 @@ class Leasing:
             self._lease_timer = self._loop.call_later(limits.LEASE_IDLE, self._lease_tick)
 
     def _return_idle(self, age: float) -> None:
-        now = self._loop.time()
-        node = self._runtime.node
         for key in {lease.key for lease in self._leases.values()}:
-            for lease in key.take_idle(now, age):
-                self._forget(lease)
-                if node is not None:
-                    node.cast(m.LEASE_RETURN, lease.lease_id)
+            self._return_leases(key, age)
+
+    def _return_leases(self, key: KeyState, age: float) -> None:
+        for lease in key.take_idle(self._loop.time(), age):
+            self._give_back(lease)
+
+    def _give_back(self, lease: Lease) -> None:
+        self._forget(lease)
+        if self._runtime.node is not None:
+            self._runtime.node.cast(m.LEASE_RETURN, lease.lease_id)
 
     def _forget(self, lease: Lease) -> list[TaskRecord]:
         self._leases.pop(lease.lease_id, None)
@@ -163,6 +203,39 @@ class Leasing:
     def _pressure(self, node: Connection, frame: Frame) -> None:
         self._pressure_until = self._loop.time() + 1.0
         self._return_idle(0.0)
+
+    def _recalled(self, node: Connection, frame: Frame) -> None:
+        """Others come first now: this lease goes back when its running task is done."""
+        lease = self._leases.get(frame[1])
+        if lease is None or lease.recalled:
+            return
+        lease.recalled = lease.retiring = True
+        if len(lease.inflight) > 1:
+            lease.reclaiming = True
+            lease.connection.cast(m.RECLAIM, len(lease.inflight) - 1)
+        elif not lease.inflight:
+            self._end_recalled(lease)
+
+    def _end_recalled(self, lease: Lease) -> None:
+        """It is idle, unless a user's thread is just putting a task on it."""
+        if lease.dead or lease.inflight:
+            return
+        if lease.key.withdraw(lease):
+            self._give_back(lease)
+        else:
+            self._loop.call_later(limits.STALL, self._end_recalled, lease)
+
+    def _waits(self, node: Connection, frame: Frame) -> None:
+        """No node can serve this as the cluster is; one that can may join."""
+        _, key_id, text = frame
+        key = self._catalogue.keys_by_id[key_id]
+        names = {task.template.name for task in key.pending if task.state == QUEUED}
+        if names and text != key.warned:
+            key.warned = text
+            calls = ", ".join(f"{name}()" for name in sorted(names)[:5])
+            log.warning(
+                "%s waits, as no node can run it now: %s. It runs when one that can joins", calls, text
+            )
 
     def _stall_tick(self) -> None:
         self._stall_timer = None
@@ -201,7 +274,7 @@ class Leasing:
 
     def _retiring(self, connection: Connection, frame: Frame) -> None:
         for lease in connection.state.leases.values():
-            lease.retiring = True
+            lease.retiring, lease.recalled = True, False  # it does not come back: its worker ends
         if connection.state.address:
             connection.state.templates.clear()
 
@@ -213,8 +286,19 @@ class Leasing:
                 self._lose(*lease.verdict)
                 self._runtime.flush_soon()
             else:
-                verdict = (lease.lease_id, 0, 0, "the connection to it was lost", "")
-                self._loop.call_later(limits.DEATH_VERDICT_TIMEOUT, self._lose, *verdict)
+                self._loop.call_later(limits.DEATH_VERDICT_TIMEOUT, self._unheard, lease)
+
+    def _unheard(self, lease: Lease) -> None:
+        """The connection to a worker is gone, and nobody says that the worker is. On another machine it may
+        live, and run our task: it must end before that is run again."""
+        if lease.dead:
+            return
+        running = 0
+        if self._runtime.config.cluster is not None and self._runtime.node is not None:
+            running = _UNKNOWN
+            why = "its owner has lost the connection to it"
+            self._runtime.node.cast(m.KILL_WORKER, lease.worker_id, why)
+        self._lose(lease.lease_id, running, 0, "the connection to it was lost", "")
 
     def _lost(self, node: Connection, frame: Frame) -> None:
         verdict = frame[1:]
@@ -240,10 +324,15 @@ class Leasing:
         tasks = self._forget(lease)
         self.dirty.add(lease.key)
         # `running` is what the worker had begun. If it is not among ours, none of ours had started: no retry
-        # is spent.
+        # is spent. Where nobody knows, it is the first one.
+        if running == _UNKNOWN:
+            running = tasks[0].unique if tasks else 0
         for task in reversed(tasks):
             if task.cancelled is not None:
                 self._submitter.end_cancelled(task)
+            elif kind == "group":
+                self._submitter.discard_results(task)
+                self._submitter.fail(task, group_removed(task, detail))
             elif task.unique != running:
                 task.state = QUEUED
                 lease.key.pending.appendleft(task)
@@ -256,8 +345,12 @@ class Leasing:
                 self._submitter.fail(task, crashed(task, pid, detail))
 
     def end_retired(self, lease: Lease) -> None:
-        """Its worker is about to exit: the node takes the lease back when it sees that."""
-        self._forget(lease)
+        """Its last task is done. A worker that is about to exit: the node takes the lease back when it sees
+        that."""
+        if lease.recalled:
+            self._give_back(lease)
+        else:
+            self._forget(lease)
 
     def clear(self) -> None:
         """There is no node any more."""

@@ -207,6 +207,8 @@ class Lineage:
         task.refs = []
         for other in task.entries:
             other.task = task
+            if values.is_stored(other.value):
+                self._runtime.store.made_again(other.value[1])
         self._runtime.submitter.tasks[unique] = task
         missing = set()
         for dep in record.deps:
@@ -240,8 +242,7 @@ class Lineage:
         """All arguments are there again: their places in the store may have new names."""
         failed = next((dep for dep in task.stored_deps or () if dep.state == FAILED), None)
         if failed is not None:
-            failed.seen = True
-            self._runtime.submitter.fail_wire(task, failed.value)
+            self._runtime.submitter.argument_failed(task, failed)
             return
         assert task.frame is not None
         frame = unpack_frame(task.frame)
@@ -326,12 +327,12 @@ class Lineage:
         ours to make.
         """
         assert task.frame is not None
-        names = [w[1] for arguments in unpack_frame(task.frame)[3:5] for _, w in _stored_arguments(arguments)]
-        for name, dep in zip(names, task.stored_deps or (), strict=True):
-            if name != object_id:
+        wires = [w for arguments in unpack_frame(task.frame)[3:5] for _, w in _stored_arguments(arguments)]
+        for wire, dep in zip(wires, task.stored_deps or (), strict=True):
+            if wire[1] != object_id:
                 continue
-            # (Else it has been made again meanwhile, under another name.)
-            if type(dep.value) is list and dep.value[0] == values.FORM_STORED and dep.value[1] == object_id:
+            # (Else it has been made again meanwhile, under another name or on another node.)
+            if values.is_stored(dep.value) and dep.value[1] == object_id and dep.value[5] == wire[5]:
                 if dep.owner is None:
                     self.recover(dep)
                 else:
@@ -346,7 +347,7 @@ class Lineage:
                 return  # it was cancelled
             if dep.state == FAILED:
                 dep.seen = True
-                self._runtime.submitter.fail_wire(task, dep.value)
+                self._runtime.submitter.argument_failed(task, dep)
             else:
                 self._send(task)
 
@@ -354,14 +355,14 @@ class Lineage:
 
     def _recover_for(self, connection: Connection, frame: Frame) -> None:
         """A borrower could not find an object of ours."""
-        _, rid, object_id, stored = frame
+        _, rid, object_id, stored, node = frame
         entry = self._runtime.objects.table.get(object_id)
         if entry is None or entry.owner is not None:
             connection.fail(rid, ObjectLostError(reason="the object has been freed by its owner"))
             return
         wire = entry.value
-        if type(wire) is list and wire[0] == values.FORM_STORED and wire[1] == stored:
-            self.recover(entry)  # (else it has been made again, under another name)
+        if values.is_stored(wire) and wire[1] == stored and wire[5] == node:
+            self.recover(entry)  # (else it has been made again, under another name or on another node)
 
         def answer(entry: Entry) -> None:
             if not connection.closed:
@@ -394,7 +395,7 @@ class Lineage:
             return
         assert entry.owner is not None
         entry.state = PENDING
-        self._runtime.objects.ask(entry, m.RECOVER, entry.value[1])
+        self._runtime.objects.ask(entry, m.RECOVER, entry.value[1], entry.value[5])
 
 
 def _stored_arguments(arguments: Any) -> list[tuple[Any, list[Any]]]:

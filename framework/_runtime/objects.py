@@ -102,6 +102,8 @@ class Objects:
                 here = entry.value
                 if entry.freed or type(here) is not list or here[1] != value[1]:
                     self._runtime.discard(value)
+                elif values.node_of(here) != values.node_of(value):
+                    self._runtime.store.made_again(value[1])
             return
         state = READY
         if type(value) is list:
@@ -135,6 +137,8 @@ class Objects:
         entry.value = value
         if here[1] != value[1]:  # an array that was filled in place
             self._runtime.discard(here)
+        elif here[5] != value[5]:
+            self._runtime.store.made_again(value[1])
 
     def fail(self, entry: Entry, error: BaseException) -> None:
         """The object will never have a value."""

@@ -141,16 +141,24 @@ class LogPrinter:
         self._logs = os.path.join(runtime.session_dir, "logs")
         self._left_out = 0
         runtime.node_handlers[m.LOG_LINES] = self._lines
+        runtime.node_handlers[m.LOG_LINES_FROM] = self._lines_from
         self._thread = threading.Thread(target=self._run, name="framework-output", daemon=True)
         self._thread.start()
 
     def _lines(self, connection: object, frame: list[Any]) -> None:
-        lines = [tuple(line) for line in frame[3]]
+        self._take(None, *frame[1:])
+
+    def _lines_from(self, connection: object, frame: list[Any]) -> None:
+        """Of a worker on another node."""
+        self._take(*frame[1:])
+
+    def _take(self, host: str | None, pid: int, is_err: bool, found: list[Any]) -> None:
+        lines = [tuple(line) for line in found]
         try:
             if self._left_out:
-                self._queue.put_nowait((0, True, [("framework", self._notice())]))
+                self._queue.put_nowait((None, 0, True, [("framework", self._notice())]))
                 self._left_out = 0
-            self._queue.put_nowait((frame[1], frame[2], lines))
+            self._queue.put_nowait((host, pid, is_err, lines))
         except queue.Full:
             self._left_out += len(lines)
 
@@ -170,8 +178,8 @@ class LogPrinter:
             if item is None:
                 self._printer.close()
                 return
-            pid, is_err, lines = item
-            self._printer.show(pid, None, is_err, lines)
+            host, pid, is_err, lines = item
+            self._printer.show(pid, host, is_err, lines)
 
     def close(self) -> None:
         """Print what is left, as far as the output takes it."""

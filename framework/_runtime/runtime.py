@@ -16,22 +16,22 @@ import random
 import threading
 import time
 from collections.abc import Callable, Coroutine
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from framework._base import limits
 from framework._base.ids import FIRST_PUT_INDEX, object_id_bytes, task_id_bytes, task_scope
-from framework._net.address import socket_path, unix_address
 from framework._net.connection import Connection, Frame, Handler
-from framework._net.listener import connect_unix, hello
+from framework._net.listener import hello
 from framework._runtime.actors import Actors
 from framework._runtime.catalogue import Catalogue
 from framework._runtime.config import Config, new_loop
 from framework._runtime.context import current_task
+from framework._runtime.head import HeadLink
 from framework._runtime.leasing import Leasing
 from framework._runtime.lineage import Lineage
 from framework._runtime.listing import Listing
 from framework._runtime.objects import Objects
-from framework._runtime.peers import Peers
+from framework._runtime.peers import Peers, own_address
 from framework._runtime.sites import call_site
 from framework._runtime.store import RuntimeStore
 from framework._runtime.streams import Streams
@@ -53,6 +53,10 @@ from framework.exceptions import (
     TaskCancelledError,
 )
 
+if TYPE_CHECKING:
+    from framework._runtime.groups import Groups
+    from framework._runtime.presence import Presence
+
 log = logging.getLogger("framework")
 T = TypeVar("T")
 
@@ -73,7 +77,7 @@ class Runtime:
         self.session_dir = config.session_dir
         self.socket_dir = os.path.join(config.session_dir, "sockets")
         self.worker_id = config.worker_id
-        self.address = unix_address(config.worker_id.hex()[:12])
+        self.address, tcp_sock = own_address(config)
         self.ref_class = ref_class
         self.ref_of = ref_of
         self.dynamic_class = dynamic_class
@@ -88,11 +92,13 @@ class Runtime:
         self._put_index = itertools.count(FIRST_PUT_INDEX)
         self.node: Connection | None = None
         self.node_gone = asyncio.Event()  #: for the loop's thread
-        self.head: Connection | None = None
         self.dead: BaseException | None = None
         self.actor_host: Any = None  #: the actor that lives in this process
         self.node_facts: dict[str, Any] = {}
         self.closing = False
+        self._groups: Groups | None = None
+        self._lock = threading.Lock()
+        self.captures = False  #: what code here starts may have to run in its placement group
         self.waiting = Waiting(self)
         self.listing = Listing(self)
         self.store = RuntimeStore(self)
@@ -101,6 +107,7 @@ class Runtime:
         self.submitter = Submitter(self)
         self.leasing = Leasing(self)
         self.lineage = Lineage(self)
+        self.presence = self._make_presence()
         self.streams = Streams(self)
         self.actors = Actors(self)
         self.background = TaskGroupOfService(self.loop, "runtime")
@@ -118,9 +125,10 @@ class Runtime:
             **self.store.node_handlers,
             m.WELCOME: self._node_welcome,
         }
-        self.head_handlers: dict[int, Handler] = {**self.actors.head_handlers, m.WELCOME: self._ignore}
-        self.peers = Peers(self, self._peer_lost)
+        self.head_link = HeadLink(self)
+        self.peers = Peers(self, self._peer_lost, tcp_sock)
         self.peer_handlers[m.WELCOME] = self.peers.welcome
+        self.node_handlers[m.NODE_GONE] = lambda _, frame: self.peers.node_gone(frame[1], frame[2])
         self.on_blocked: Callable[[], None] | None = None  #: a thread of a running task begins to wait
         self.on_unblocked: Callable[[], None] | None = None
         self.on_peer_joined: Callable[[Connection], None] | None = None
@@ -132,6 +140,13 @@ class Runtime:
         self._flush_scheduled = False
         self._pinned: list[Any] = []
         self.thread = threading.Thread(target=self._run, name="framework-runtime", daemon=True)
+
+    def _make_presence(self) -> Presence | None:
+        if self.config.cluster is None:
+            return None
+        from framework._runtime.presence import Presence
+
+        return Presence(self)
 
     # ---- life ----------------------------------------------------------------------------------------
 
@@ -151,7 +166,7 @@ class Runtime:
 
     def listen(self) -> None:
         """On the loop: let other processes connect to this one."""
-        self.peers.listen(socket_path(self.address, self.socket_dir))
+        self.peers.listen()
 
     def attach_node(self, sock: Any) -> Connection:
         """On the loop: speak to the node over this socket."""
@@ -170,30 +185,20 @@ class Runtime:
         self.leasing.node_connected()
         return node
 
+    @property
+    def head(self) -> Connection | None:
+        """The connection to the head, if there ever was one. In a cluster it may be still `opening`."""
+        return self.head_link.connection
+
     def attach_head(self, sock: Any) -> Connection:
         """On the loop: speak to the head over this socket."""
-        head = Connection(
-            self.loop,
-            sock,
-            self.head_handlers,
-            on_close=self._head_lost,
-            on_batch=self.after_batch,
-            name="the head",
-        )
-        self.head = head
-        kind = "driver" if self.config.is_driver else "worker"
-        head.cast(*hello(kind, self.worker_id, self.address, {"job": self.config.job}))
-        return head
+        return self.head_link.attach(sock)
 
     def connect_head(self) -> Connection | None:
-        """On the loop: the connection to the head, made when first needed; None when there is none."""
-        if self.head is not None:
-            return None if self.head.closed else self.head
-        try:
-            sock = connect_unix(os.path.join(self.socket_dir, "head"))
-        except OSError:
-            return None
-        return self.attach_head(sock)
+        """On the loop: the connection to the head, made when first needed; None when there is none. In a
+        cluster whose head is away, what is sent waits for it; calls that must survive that are those of
+        `head_call` and `head_link.request`."""
+        return self.head_link.connect()
 
     def job_info(self) -> dict[str, object]:
         """What other processes must know of the job that this one works for."""
@@ -202,12 +207,10 @@ class Runtime:
     def _node_welcome(self, connection: Connection, frame: Frame) -> None:
         self.node_facts = frame[3]
         self.config.node_id = frame[3].get("node_id", self.config.node_id)
+        for node_id, reason in frame[3].get("gone", ()):
+            self.peers.node_gone(node_id, reason)
         if not self.node_ready.done():
             self.node_ready.set_result(None)
-
-    @staticmethod
-    def _ignore(connection: Connection, frame: Frame) -> None:
-        """Nothing to do."""
 
     def _node_lost(self, connection: Connection) -> None:
         self.node_gone.set()
@@ -229,12 +232,6 @@ class Runtime:
         if self.on_node_lost is not None:
             self.on_node_lost()
 
-    def _head_lost(self, connection: Connection) -> None:
-        if not self.closing:
-            self.actors.head_lost(
-                self.dead or LocalNodeDiedError("the head of the cluster cannot be reached any more")
-            )
-
     def stop(self) -> None:
         """Any thread but the loop's: end all connections and the loop; whoever waits gets an error."""
         self.closing = True
@@ -255,12 +252,16 @@ class Runtime:
                 self.background.cancel()
                 self.store.close()
                 self.peers.close()
-                for connection in (self.node, self.head):
-                    if connection is not None:
-                        connection.close()
+                if self.node is not None:
+                    self.node.close()
+                self.head_link.close()
             finally:
                 done.set()
-                self.loop.call_soon(self.loop.stop)
+                leave()
+
+        def leave(turns: int = 5) -> None:
+            # Whoever waits in another thread hears of the end through a few futures, each a turn later.
+            self.loop.call_soon(leave, turns - 1) if turns else self.loop.stop()
 
         self.post(finish)
         done.wait(limits.SHUTDOWN_GRACE)
@@ -268,6 +269,22 @@ class Runtime:
             self.thread.join(limits.SHUTDOWN_GRACE)
         self.waiting.close()
         set_out_of_band_hook(None)
+
+    @property
+    def groups(self) -> Groups:
+        """Any thread: placement groups; loaded on first use."""
+        groups = self._groups
+        if groups is None:
+            from framework._runtime.groups import Groups
+
+            with self._lock:
+                groups = self._groups = self._groups or Groups(self)
+        return groups
+
+    @property
+    def has_groups(self) -> bool:
+        """Whether this process has had to do with placement groups."""
+        return self._groups is not None
 
     # ---- the bridge ----------------------------------------------------------------------------------
 
@@ -289,24 +306,22 @@ class Runtime:
             except concurrent.futures.TimeoutError:
                 future.cancel()
                 raise TimeoutError from None
+            finally:
+                # The traceback of its exception names this frame: a circle would keep all that callers have.
+                del future
 
     async def await_on_loop(self, coroutine: Coroutine[Any, Any, T]) -> T:
         """From a coroutine on any loop: run another on the runtime's loop."""
         return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(coroutine, self.loop))
 
-    async def _ask_head(self, opcode: int, fields: tuple[object, ...]) -> Any:
-        head = self.connect_head()
-        if head is None:
-            raise self.dead or LocalNodeDiedError("the head of the cluster cannot be reached")
-        return await head.call(opcode, *fields)
-
     def head_call(self, opcode: int, *fields: object) -> Any:
-        """Any thread but the loop's: a call to the head, and its answer."""
-        return self.run_sync(self._ask_head(opcode, fields))
+        """Any thread but the loop's: a call to the head, and its answer. In a cluster it waits for a head
+        that is away, and is made again when that went before it answered."""
+        return self.run_sync(self.head_link.call(opcode, *fields))
 
     async def head_call_async(self, opcode: int, *fields: object) -> Any:
         """From a coroutine on any loop: a call to the head, and its answer."""
-        return await self.await_on_loop(self._ask_head(opcode, fields))
+        return await self.await_on_loop(self.head_link.call(opcode, *fields))
 
     def after_batch(self) -> None:
         """All frames of one read have been handled."""
@@ -353,7 +368,8 @@ class Runtime:
 
     def in_task(self) -> bool:
         """Whether this thread or asyncio task executes a remote task (and is not the driver's)."""
-        return current_task.get() is not None
+        # A callback of the runtime's loop runs in the context of whoever made its connection, or posted it.
+        return current_task.get() is not None and threading.get_ident() != self.thread.ident
 
     def put(self, value: Any) -> Any:
         """Any thread: a reference to a copy of `value`; an array made by `framework.empty` is taken as it
@@ -415,7 +431,7 @@ class Runtime:
     def discard(self, wire: Any) -> None:
         """On the loop: a value of this process is not needed any more."""
         if type(wire) is list and wire[0] == values.FORM_STORED:
-            self.store.client.free([wire[1]])
+            self.store.free(wire)
 
     def _unhandled(self, entry: Entry) -> None:
         entry.seen = True
@@ -464,13 +480,31 @@ class Runtime:
         return found
 
     def _stored_value(self, entry: Entry, private: bool = False) -> Any:
-        """Any thread but the loop's: read it from the store; if it is lost, have it made again."""
+        return self._found(entry, lambda wire: self.decode(wire, private))
+
+    def copy_of(self, entry: Entry) -> Any:
+        """Any thread but the loop's: a reference to a new object of this process that has the value of one
+        that is done."""
+        wire, size = self._found(entry, self._raw)
+        nested = values.nested_refs(entry.value)
+        refs = [self.make_ref(bytes(object_id), owner) for object_id, owner in nested]
+        if nested:
+            wire = [*wire[:2], nested, *wire[3:]]
+        return self.put_encoded(values.Encoded(wire, size, refs))
+
+    def _raw(self, wire: Any) -> tuple[Any, int]:
+        if values.is_stored(wire):
+            return self.store.raw(wire), wire[3]
+        return wire, values.wire_size(wire)
+
+    def _found(self, entry: Entry, read: Callable[[Any], T]) -> T:
+        """Any thread but the loop's: what `read` makes of its value; if that is lost, it is made again."""
         for _ in range(limits.MAX_RECOVERIES):
             wire = entry.value
             if entry.state == FAILED:
                 raise self.objects.error(entry)
             try:
-                return self.decode(wire, private)
+                return read(wire)
             except ObjectLostError:
                 if not entry.state or entry.value is wire:
                     self.run_sync(self.lineage.recover_and_wait(entry, wire))
@@ -490,7 +524,7 @@ class Runtime:
                 entry.seen = True
                 view = self.store.client.held(wire[1])
                 if view is None:
-                    view = await self.store.pinned(wire[1])
+                    view = await self.store.pinned(wire)
                 return self.decode(wire)  # no call to the node: the view is alive until then
             except ObjectLostError:
                 if not entry.state or entry.value is wire:

@@ -1,8 +1,8 @@
 """The store client of this process, joined to its runtime: messages to the node, and what a stored value
 looks like on the wire.
 
-A stored value travels as ``[3, object id, owner, size, refs]``: whoever gets it asks the store of its own
-node for a pin.
+A stored value travels as ``[3, object id, owner, size, refs, node]``: whoever gets it asks the store of its
+own node for a pin, and that has it copied from the other node if it must.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from framework._base import limits
-from framework._net.address import short_path
+from framework._net.address import node_digits, node_of, short_path
 from framework._runtime.waiters import mailbox_of
 from framework._serial import values
 from framework._serial.private import decode_private
@@ -42,7 +42,7 @@ class _PerThread(threading.local):
         self.pack = new_packer()
 
 
-_Wanted = tuple[bytes, Mailbox, "asyncio.Future[View]"]
+_Wanted = tuple[list[Any], Mailbox, "asyncio.Future[View]"]
 
 
 def _resolve(future: asyncio.Future[View], view: View | None, error: BaseException | None) -> None:
@@ -61,6 +61,11 @@ class RuntimeStore:
         self._runtime = runtime
         self._thread = _PerThread()
         self.client = StoreClient(self)
+        cluster = runtime.config.cluster
+        #: of this process: what stands in wires for "here"; b"" in a session of one machine
+        self.node_id: bytes = cluster.node_id if cluster is not None else b""
+        self._digits = node_digits(self.node_id) if cluster is not None else ""
+        self._made_again: set[bytes] = set()  #: objects that may have copies that their primary knows not of
         self._wanted: deque[_Wanted] = deque()
         self._gathering = False
         self._closed = False
@@ -100,24 +105,29 @@ class RuntimeStore:
 
     def put(self, object_id: bytes, encoded: values.Encoded, owner_ident: bytes, owner: str) -> list[Any]:
         """Write an encoded value into the store for the process `owner_ident`; its wire form."""
-        size = self.client.write(object_id, encoded.wire, owner_ident)
-        refs = values.nested_refs(encoded.wire)
-        return [values.FORM_STORED, object_id, owner, size, refs]
+        size = self.client.write(object_id, encoded.wire, self._owner_name(owner_ident, owner))
+        return values.stored(object_id, owner, size, values.nested_refs(encoded.wire), self.node_id)
 
-    async def prepare(self, object_id: bytes) -> list[Any]:
+    def _owner_name(self, ident: bytes, address: str) -> bytes:
+        """What this node's store knows an owner by: its ident, and where it lives if that is elsewhere."""
+        node = node_of(address) if self._digits else ""
+        return ident if node == self._digits or not node else ident + bytes.fromhex(node)
+
+    async def prepare(self, wire: list[Any]) -> list[Any]:
         """On the loop: wire form 0 of a stored value, as views that pin it. Raises `ObjectLostError`."""
-        return self.client.parts(await self.view(object_id))
+        return self.client.parts(await self.view(wire))
 
-    async def view(self, object_id: bytes) -> View:
-        """On the loop: a view of a stored object, which is read back from disk if it must be. Raises
-        `ObjectLostError`."""
+    async def view(self, wire: list[Any]) -> View:
+        """On the loop: a view of a stored value, which is read back from disk, or copied from another node,
+        if it must be. Raises `ObjectLostError`."""
+        object_id = wire[1]
         view = self.client.held(object_id)
         if view is not None:
             return view
         node = self._runtime.node
         if node is None:
             raise self._runtime.dead or LocalNodeDiedError("there is no connection to the node")
-        offset, size = await node.call(m.STORE_PIN, object_id)
+        offset, size = await node.call(m.STORE_PIN, object_id, wire[5], wire[3])
         return self.client.arrived(object_id, offset, size)
 
     async def prepare_many(self, object_ids: list[bytes]) -> dict[bytes, View]:
@@ -144,14 +154,14 @@ class RuntimeStore:
             held.update(self.client.arrived_many(batch, await node.call(m.STORE_PIN_MANY, batch)))
         return held
 
-    async def pinned(self, object_id: bytes) -> View:
-        """From a coroutine on any loop: a view of a stored object. All that is asked for until the runtime's
+    async def pinned(self, wire: list[Any]) -> View:
+        """From a coroutine on any loop: a view of a stored value. All that is asked for until the runtime's
         loop has its next turn is pinned by one message. Raises `ObjectLostError`. Whoever is cancelled
         meanwhile leaves no pin behind.
         """
         loop = asyncio.get_running_loop()
         future: asyncio.Future[View] = loop.create_future()
-        self._wanted.append((object_id, mailbox_of(loop), future))
+        self._wanted.append((wire, mailbox_of(loop), future))
         if not self._gathering:
             self._gathering = True
             self._runtime.post(self._pin_wanted)
@@ -194,20 +204,20 @@ class RuntimeStore:
     async def _pin_all(self, wanted: list[_Wanted]) -> None:
         views: dict[bytes, View] = {}
         if len(wanted) > 1:
-            views = await self.prepare_many([object_id for object_id, _, _ in wanted])
+            views = await self.prepare_many([wire[1] for wire, _, _ in wanted])
         later: deque[_Wanted] = deque()
         for item in wanted:
-            if item[0] in views:
-                item[1].post(_resolve, item[2], views[item[0]], None)
+            if item[0][1] in views:
+                item[1].post(_resolve, item[2], views[item[0][1]], None)
             else:
                 later.append(item)
         del views
 
         async def one_by_one() -> None:
             while later:
-                object_id, mailbox, future = later.popleft()
+                wire, mailbox, future = later.popleft()
                 try:
-                    mailbox.post(_resolve, future, await self.view(object_id), None)
+                    mailbox.post(_resolve, future, await self.view(wire), None)
                 except Exception as error:
                     mailbox.post(_resolve, future, None, error)
 
@@ -240,6 +250,8 @@ class RuntimeStore:
                 else:
                     later.append(position)
             del views
+            if self.node_id and len(later) > limits.STORE_RESTORE_AHEAD:
+                self.prefetch([wires[position] for position in later])
             yield from self._restored(wires, later)
 
     def _restored(self, wires: list[Any], positions: list[int]) -> Iterator[int]:
@@ -249,19 +261,23 @@ class RuntimeStore:
         ahead = iter(positions)
         for position in positions:
             for other in itertools.islice(ahead, limits.STORE_RESTORE_AHEAD - len(coming)):
-                coming.append(self._asked_for(wires[other][1]))
+                coming.append(self._asked_for(wires[other]))
             view = None
             with self._runtime.waiting.blocked(), contextlib.suppress(Exception):  # reading it will tell
                 view = coming.popleft().result()
             yield position
             del view
 
-    def _asked_for(self, object_id: bytes) -> concurrent.futures.Future[View]:
-        return asyncio.run_coroutine_threadsafe(self.view(object_id), self._runtime.loop)
+    def _asked_for(self, wire: list[Any]) -> concurrent.futures.Future[View]:
+        return asyncio.run_coroutine_threadsafe(self.view(wire), self._runtime.loop)
+
+    def raw(self, wire: list[Any]) -> list[Any]:
+        """Wire form 0 of a stored value, as views that pin it. Raises `ObjectLostError`."""
+        return self.client.read(wire[1], wire[5], wire[3])
 
     def read(self, wire: list[Any], private: bool = False) -> Any:
         """The value of a stored object, as views of shared memory, or (`private`) as a writable copy."""
-        found = self.client.read(wire[1])
+        found = self.raw(wire)
         return decode_private(found) if private else values.decode(found)
 
     def seal_array(self, array: Any, owner_ident: bytes, owner: str) -> list[Any] | None:
@@ -270,12 +286,69 @@ class RuntimeStore:
         """
         if not self.client.has_unsealed:
             return None
-        found = self.client.in_place(array, owner_ident, values.describe_array)
+        name = self._owner_name(owner_ident, owner)
+        found = self.client.in_place(array, name, values.describe_array)
         if found is None:
             return None
         object_id, size = found
-        return [values.FORM_STORED, object_id, owner, size, []]
+        return values.stored(object_id, owner, size, [], self.node_id)
 
     def reserve(self, object_id: bytes, nbytes: int) -> NDArray[np.uint8]:
         """Writable memory in the store."""
         return self.client.reserve(object_id, nbytes, self._runtime.worker_id)
+
+    # ---- objects that are not needed any more --------------------------------------------------------
+
+    def free(self, wire: list[Any]) -> None:
+        """On the loop: the owner does not need a stored value any more."""
+        object_id, node = wire[1], wire[5]
+        if object_id in self._made_again:
+            self._made_again.discard(object_id)
+            self.client.free([object_id], b"")
+        elif node == self.node_id:
+            self.client.free([object_id])
+        else:
+            self.client.free([object_id], node)
+
+    def free_anywhere(self, object_ids: list[bytes]) -> None:
+        """On the loop: the same, of what may have been made on any node."""
+        self.client.free(object_ids)
+        if self.node_id:
+            self.client.free(object_ids, b"")
+
+    def made_again(self, object_id: bytes) -> None:
+        """On the loop: an object of this process was lost: nobody knows all places where it has been."""
+        if self.node_id:
+            self._made_again.add(object_id)
+
+    # ---- in a cluster --------------------------------------------------------------------------------
+
+    def is_elsewhere(self, wire: Any) -> bool:
+        """Whether this is a stored value whose primary copy is on another node."""
+        return type(wire) is list and wire[0] == values.FORM_STORED and wire[5] != self.node_id
+
+    def prefetch(self, wires: list[Any]) -> None:
+        """Any thread: these arguments will be needed here soon."""
+        wanted = [
+            [wire[1], wire[5], wire[3]]
+            for wire in wires
+            if self.is_elsewhere(wire) and not self.client.at_hand(wire[1])
+        ]
+        if wanted:
+            self.node_cast(m.STORE_PREFETCH, wanted)
+
+    def replicate(self, wire: list[Any], copies: int) -> int:
+        """Any thread but the loop's: have copies of an object of this node on other nodes, that stay; how
+        many there are."""
+        return self._runtime.run_sync(self._replicate(wire, copies)) if self.node_id else 0
+
+    async def replicate_async(self, wire: list[Any], copies: int) -> int:
+        """From a coroutine on any loop: the same."""
+        return await self._runtime.await_on_loop(self._replicate(wire, copies)) if self.node_id else 0
+
+    async def _replicate(self, wire: list[Any], copies: int) -> int:
+        node = self._runtime.node
+        if node is None:
+            raise self._runtime.dead or LocalNodeDiedError("there is no connection to the node")
+        count: int = await node.call(m.STORE_REPLICATE, wire[1], wire[3], copies)
+        return count

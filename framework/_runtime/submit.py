@@ -35,6 +35,7 @@ from framework.exceptions import (
     ObjectLostError,
     OutOfMemoryError,
     TaskCancelledError,
+    TaskError,
 )
 
 if TYPE_CHECKING:
@@ -231,8 +232,7 @@ class Submitter:
         deps, task.deps = task.deps or [], None
         for place, entry in deps:
             if entry.state == FAILED:
-                entry.seen = True
-                self._finish(task, entry.value)
+                self.argument_failed(task, entry)
                 return
             value = entry.value
             if type(value) is list and value[0] == values.FORM_STORED:
@@ -246,6 +246,8 @@ class Submitter:
             else:
                 assert task.kwargs is not None
                 task.kwargs[place] = value
+        if task.stored_deps is not None and task.actor is None and self._runtime.config.cluster is not None:
+            self._seek_arguments(task)
         pack = self._runtime.pack
         task.frame = pack((m.TASK, task.unique, task.template.tid, task.args, task.kwargs, task.extra))
         task.args, task.kwargs = [], None
@@ -254,13 +256,25 @@ class Submitter:
         else:
             self.ready(task)
 
+    def _seek_arguments(self, task: TaskRecord) -> None:
+        """Large arguments on another node draw the task there."""
+        at: dict[bytes, int] = {}
+        for entry in task.stored_deps or ():
+            value = entry.value
+            if type(value) is list and len(value) > 5 and value[0] == values.FORM_STORED and value[5]:
+                at[value[5]] = at.get(value[5], 0) + value[3]
+        if at:
+            most = max(at, key=lambda node_id: (at[node_id], node_id))
+            if at[most] >= limits.LOCALITY_MIN and most != self._runtime.config.node_id:
+                task.key = self._runtime.catalogue.near(task.template.key, most)
+
     def ready(self, task: TaskRecord) -> None:
         """It can be sent: queue it for its actor or for a worker."""
         if task.actor is not None:
             task.actor.enqueue(task)
             task.actor.resolved(task)
             return
-        key: KeyState = task.template.key
+        key: KeyState = task.key or task.template.key
         if key.infeasible is not None:
             self.fail(task, unschedulable(task, key.infeasible))
             return
@@ -383,7 +397,7 @@ class Submitter:
         """It has failed for good, after it may have put results, or some of them, into the store."""
         if task.again is not None:
             return  # they belong to entries already
-        self._runtime.store.client.free([entry.id for entry in task.entries])
+        self._runtime.store.free_anywhere([entry.id for entry in task.entries])
 
     def _arg_lost(self, connection: Connection, frame: Frame) -> None:
         """The worker could not find an argument in the store."""
@@ -396,6 +410,20 @@ class Submitter:
             self.end_cancelled(task)
         elif not self._runtime.lineage.lost_argument(task, object_id):
             self.fail(task, ObjectLostError(object_id.hex(), f"It is an argument of {task.template.name}()"))
+
+    def argument_failed(self, task: TaskRecord, argument: Entry) -> None:
+        """The task cannot run: it fails with the error of its argument. Of one that was lost it is the task's own
+        error too, as it is in Ray."""
+        argument.seen = True
+        error = self._objects.error(argument)
+        if isinstance(error, ObjectLostError) and not isinstance(error, TaskError):
+            name = task.template.name
+            text = f"{type(error).__name__}: an argument of {name}() is lost: {error}"
+            config = self._runtime.config
+            lost = TaskError(name, text, error, pid=self._runtime.pid, ip=config.node_ip)
+            self.fail(task, lost.as_instanceof_cause())
+        else:
+            self._finish(task, argument.value)
 
     def fail_wire(self, task: TaskRecord, error: Any) -> None:
         """The task fails with this error (wire form or exception)."""

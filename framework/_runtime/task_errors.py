@@ -3,7 +3,13 @@
 from __future__ import annotations
 
 from framework._state.tasks import QUEUED, WAITING, TaskRecord
-from framework.exceptions import TaskTimeoutError, TaskUnschedulableError, WorkerCrashedError
+from framework.exceptions import (
+    FrameworkError,
+    TaskPlacementGroupRemoved,
+    TaskTimeoutError,
+    TaskUnschedulableError,
+    WorkerCrashedError,
+)
 
 
 def crashed(task: TaskRecord, pid: int, detail: str) -> WorkerCrashedError:
@@ -28,7 +34,13 @@ def timeout_error(task: TaskRecord, task_id: str | None) -> TaskTimeoutError:
     return TaskTimeoutError(text, task_id=task_id, timeout=own)
 
 
-def unschedulable(task: TaskRecord, text: str) -> TaskUnschedulableError:
+def group_removed(task: TaskRecord, text: str) -> TaskPlacementGroupRemoved:
+    return TaskPlacementGroupRemoved(f"{task.template.name}() cannot run, or not to its end: {text}")
+
+
+def unschedulable(task: TaskRecord, text: str) -> FrameworkError:
+    if (task.key or task.template.key).gone:
+        return group_removed(task, text)
     return TaskUnschedulableError(
         f"{task.template.name}() can never be scheduled: {text}. Ask for less, or start the cluster with more"
     )

@@ -12,12 +12,17 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 from framework._base import limits
+from framework._runtime.context import TaskContext, current_task
 from framework._runtime.waiters import FutureWaiter, ThreadWaiter, mailbox_of, register, unregister, wait_set
 from framework._state.objects import Entry
 from framework.exceptions import ForkedProcessError, GetTimeoutError
 
 if TYPE_CHECKING:
     from framework._runtime.runtime import Runtime
+
+
+def _parent_waits(runtime: Runtime, pending: list[Entry], context: TaskContext | None, host: object) -> None:
+    runtime.groups.parent_waits(pending, context, host)
 
 
 class Waiting:
@@ -40,6 +45,8 @@ class Waiting:
             return False
         self._check_thread(what)
         self.ask_for(pending)
+        if self._runtime.captures:
+            self._parent_waits(pending)
         if not eager:
             with wait_set() as several, self.blocked():
                 return several.wait_for(pending, needed, timeout)
@@ -59,6 +66,11 @@ class Waiting:
         borrowed = [entry for entry in pending if entry.owner is not None and not entry.fetching]
         if borrowed:
             self._runtime.post(self._need_all, borrowed)
+
+    def _parent_waits(self, pending: list[Entry]) -> None:
+        """Any thread: code in a placement group waits. What it waits for may need what it has there."""
+        runtime = self._runtime
+        runtime.post(_parent_waits, runtime, pending, current_task.get(), runtime.actor_host)
 
     def _need_all(self, entries: list[Entry]) -> None:
         for entry in entries:
@@ -136,6 +148,8 @@ class Waiting:
         if entry.owner is not None and not entry.fetching:
             self._runtime.post(self._runtime.objects.need, entry)
         loop = asyncio.get_running_loop()
+        if self._runtime.captures:
+            self._parent_waits([entry])
         future: asyncio.Future[None] = loop.create_future()
         waiter = FutureWaiter(mailbox_of(loop), future)
         register(entry, waiter)

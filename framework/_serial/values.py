@@ -1,14 +1,15 @@
 """Values on the wire: one form for arguments, returns, puts and fetches. All of it is msgpack-able.
 
-=================================================  ===========================================================
-None, bool, int of 64 bits, float, ascii str       the value itself (an «atom»)
-bytes                                              in-band pickle of the value
-[0, pickle, [[object id, owner], ...], buf, ...]   pickle, references nested in it, out-of-band buffers
-[1, object id, owner]                              a reference that the receiver must fetch itself
-[2, ...]                                           an error, perhaps with references (errors.py)
-[3, object id, owner, size, [[id, owner], ...]]    a value in the store of a node, with the references nested
-in it =================================================
-===========================================================
+=======================================================  =====================================================
+None, bool, int of 64 bits, float, ascii str             the value itself (an «atom»)
+bytes                                                    in-band pickle of the value
+[0, pickle, [[object id, owner], ...], buf, ...]         pickle, references nested in it, out-of-band buffers
+[1, object id, owner]                                    a reference that the receiver must fetch itself
+[2, ...]                                                 an error, perhaps with references (errors.py)
+[3, object id, owner, size, [[id, owner], ...], node]    a value in the store of a node, with the references
+                                                         nested in it; `node`: the id of the node that has its
+                                                         primary copy, b"" in a session of one machine
+=======================================================  =====================================================
 
 A bare ``bytes`` always is a pickle, so bytes of the user are pickled too.
 """
@@ -228,6 +229,25 @@ def nested_refs(wire: Any) -> list[Any]:
             refs = wire[place] if place < len(wire) else []
             return refs
     return []
+
+
+def stored(object_id: bytes, owner: str, size: int, refs: list[Any], node: bytes) -> list[Any]:
+    """The wire form of a value in the store (form 3)."""
+    return [FORM_STORED, object_id, owner, size, refs, node]
+
+
+def is_stored(wire: Any) -> bool:
+    """Whether this is a value in the store of a node (form 3)."""
+    return type(wire) is list and wire[0] == FORM_STORED
+
+
+def node_of(wire: Any) -> bytes:
+    """The id of the node that has the primary copy of a stored value; b"" for all that is no stored value,
+    and in a session of one machine."""
+    if type(wire) is list and wire[0] == FORM_STORED:
+        node: bytes = wire[5]
+        return node
+    return b""
 
 
 def must_be_fetched(wire: Any) -> bool:

@@ -6,16 +6,19 @@ Pure: methods return commands, tuples that start with a word:
 ``("place", actor_id, spec, incarnation)``      have a node start it
 ``("publish", watcher, record, actor_id)``      tell a watcher the state, under the id that it knows
 ``("end", actor_id, incarnation, force, why)``  have its node end it
+``("end_at", node, actor_id, incarnation, why)``  have this node end it: it is wanted elsewhere, or not at all
 ``("end_later", actor_id, incarnation, why)``   the same, by force, if it has not ended in good time
 ``("unplace", actor_id)``                       have the node forget that it should start it
 ``("unstore", actor_id, object_id)``            have the node free a saved state that is of no use any more
+``("unstore_at", node, object_id)``             the same, in a cluster, where it may be on another node
 """
 
 from __future__ import annotations
 
-from collections.abc import Hashable
-from typing import Any
+from collections.abc import Hashable, Iterable
+from typing import Any, Final
 
+from framework._base.ids import SEVERAL_TASKS
 from framework._base.limits import MAX_DEAD_KEPT
 from framework.exceptions import ActorAlreadyExistsError
 
@@ -26,6 +29,32 @@ DEAD = "DEAD"
 
 Command = tuple[Any, ...]
 
+#: What outlives the head's process, beside `spec` and `aliases`.
+_KEPT: Final = (
+    "owner",
+    "state",
+    "address",
+    "worker",
+    "pid",
+    "incarnation",
+    "restarts",
+    "no_restart",
+    "held",
+    "waiting",
+    "moving",
+    "ending",
+    "node",
+    "detail",
+    "saved",
+    "stored",
+)
+
+
+def stored_on(state: Any) -> bytes:
+    """The node that has a saved state in its store (wire form), in a cluster; else empty."""
+    node = state[5] if isinstance(state, list) and len(state) > 5 and state[0] == 3 else b""
+    return node if isinstance(node, bytes) else b""
+
 
 class ActorRecord:
     """One actor, through all its incarnations."""
@@ -35,9 +64,12 @@ class ActorRecord:
         "address",
         "aliases",
         "detail",
+        "ending",
         "held",
         "incarnation",
+        "moving",
         "no_restart",
+        "node",
         "owner",
         "pid",
         "restarts",
@@ -53,8 +85,12 @@ class ActorRecord:
     def __init__(self, actor_id: bytes, spec: dict[str, Any], owner: Hashable) -> None:
         self.actor_id = actor_id
         self.spec = spec
-        #: connection of the process that created it; the actor ends with it unless detached
+        #: the process that created it; the actor ends with it unless detached
         self.owner = owner
+        self.node = b""  #: where it is, or is being started; empty while it has no place
+        #: [force, why] while its node is to end this process of it, and has not said that it has
+        self.ending: list[Any] | None = None
+        self.moving = False  #: it leaves its node, and is started again elsewhere at no cost
         self.state = PENDING
         self.address = ""
         self.worker = b""
@@ -95,33 +131,47 @@ class ActorDirectory:
 
     def __init__(self) -> None:
         self.records: dict[bytes, ActorRecord] = {}
+        self._living: dict[bytes, ActorRecord] = {}  #: of them, those that are not dead
         self._names: dict[tuple[str, str], bytes] = {}
         self._aliases: dict[bytes, bytes] = {}
         self._unborn: dict[bytes, set[Hashable]] = {}
         self._dead: dict[bytes, None] = {}
+        #: what `export` would tell anew -> whether its `spec` has changed too; None: nobody keeps it
+        self.touched: dict[bytes, bool] | None = None
+
+    def _touch(self, record: ActorRecord, spec: bool = False) -> None:
+        if self.touched is not None:
+            self.touched[record.actor_id] = spec or self.touched.get(record.actor_id, False)
 
     def record(self, actor_id: bytes) -> ActorRecord | None:
         """The actor of this id, or the one that the id is an alias of."""
         return self.records.get(self._aliases.get(actor_id, actor_id))
 
     def create(
-        self, actor_id: bytes, spec: dict[str, Any], owner: Hashable, waiting: bool = False
+        self,
+        actor_id: bytes,
+        spec: dict[str, Any],
+        owner: Hashable,
+        waiting: bool = False,
+        watcher: Hashable | None = None,
     ) -> list[Command]:
         """Register a new actor. With `waiting` it is only announced, to be placed when this is called once
         more; any other repetition changes nothing.
 
         A name in use raises `ActorAlreadyExistsError`; under ``get_if_exists`` the new id becomes an alias of
-        the living actor.
+        the living actor. `watcher`: by what its owner is told of it, if not as `owner`.
         """
+        watcher = owner if watcher is None else watcher
         record = self.records.get(actor_id)
         if record is not None:
             if not record.waiting or waiting or record.state == DEAD:
                 return []
             record.waiting, record.spec = False, spec
+            self._touch(record, True)
             return [self._place(record)]
         if actor_id in self._aliases:
             return []
-        watchers = self._unborn.pop(actor_id, set()) | {owner}
+        watchers = self._unborn.pop(actor_id, set()) | {watcher}
         record = ActorRecord(actor_id, spec, owner)
         key = record.name_key
         if key is not None:
@@ -134,9 +184,10 @@ class ActorDirectory:
                     "kill() that actor first, or pass get_if_exists=True to use it"
                 )
             self._names[key] = actor_id
-        self.records[actor_id] = record
+        self.records[actor_id] = self._living[actor_id] = record
         record.watchers = {watcher: {actor_id} for watcher in watchers}
         record.waiting = waiting
+        self._touch(record, True)
         return [] if waiting else [self._place(record)]
 
     @staticmethod
@@ -147,6 +198,7 @@ class ActorDirectory:
     def _alias(self, actor_id: bytes, record: ActorRecord, watchers: set[Hashable]) -> list[Command]:
         self._aliases[actor_id] = record.actor_id
         record.aliases.add(actor_id)
+        self._touch(record)
         for watcher in watchers:
             record.watchers.setdefault(watcher, set()).add(actor_id)
         return [("publish", watcher, record, actor_id) for watcher in watchers]
@@ -171,6 +223,7 @@ class ActorDirectory:
             )
         record.state = ALIVE
         record.worker, record.address, record.pid = worker, address, pid
+        self._touch(record)
         return self._publish(record)
 
     def save(self, actor_id: bytes, incarnation: int, state: Any, stored: bytes | None) -> list[Command]:
@@ -182,12 +235,17 @@ class ActorDirectory:
             raise ValueError("this incarnation of the actor is over: its state is not kept")
         commands = self._unsave(record)
         record.saved, record.stored = [state], stored
+        self._touch(record)
         return commands
 
     @staticmethod
     def _unsave(record: ActorRecord) -> list[Command]:
-        stored, record.saved, record.stored = record.stored, [], None
-        return [] if stored is None else [("unstore", record.actor_id, stored)]
+        saved, stored = record.saved, record.stored
+        record.saved, record.stored = [], None
+        if stored is None:
+            return []
+        where = stored_on(saved[0]) if saved else b""
+        return [("unstore_at", where, stored)] if where else [("unstore", record.actor_id, stored)]
 
     def gone(
         self,
@@ -211,6 +269,9 @@ class ActorDirectory:
             "kind": kind,
             "orderly": intended,
         }
+        if record.moving and not record.no_restart:
+            record.restarts -= 1  # it is not its fault
+            return [*self._again(record, {**fate, "text": text}), self._place(record)]
         if record.supervised and not record.no_restart:
             return self._hold(record, {**fate, "text": text})
         if not intended and not record.no_restart and (limit < 0 or record.restarts < limit):
@@ -224,7 +285,9 @@ class ActorDirectory:
         record.restarts += 1
         record.incarnation += 1
         record.state, record.address, record.worker = RESTARTING, "", b""
+        record.node, record.moving, record.ending = b"", False, None
         record.detail = detail
+        self._touch(record)
         return self._publish(record)
 
     def _hold(self, record: ActorRecord, detail: dict[str, Any]) -> list[Command]:
@@ -238,6 +301,7 @@ class ActorDirectory:
         if record is None or not record.held or record.state == DEAD:
             return []
         record.held = False
+        self._touch(record)
         return [self._place(record)]
 
     def kill(
@@ -253,21 +317,41 @@ class ActorDirectory:
             if record.held:
                 return []
             no_restart = False
-        end = ("end", record.actor_id, record.incarnation, force, why)
+        end: Command = ("end", record.actor_id, record.incarnation, force, why)
         if not no_restart:
             if record.waiting:
                 return []
             # Where it is just being started, nobody will report the end of that attempt: it is over now.
-            over = [] if record.state == ALIVE else self.gone(record.actor_id, record.incarnation, why, False)
-            return [end, *over]
+            if record.state == ALIVE:
+                return [self._ends(record, force, why)]
+            if record.node:
+                end = ("end_at", record.node, record.actor_id, record.incarnation, why)
+            return [end, *self.gone(record.actor_id, record.incarnation, why, False)]
         if record.state == ALIVE and not force:
             record.no_restart = True
             self._release_name(record)  # it takes no new users
-            return [end]
+            return [self._ends(record, force, why)]
         commands: list[Command] = [end]
         if record.state != ALIVE:
             commands.append(("unplace", record.actor_id))
         return commands + self._die(record, {"text": why, "error": None, "pid": record.pid})
+
+    def fail(self, actor_id: bytes, text: str, error: list[Any]) -> list[Command]:
+        """End it for good, whatever its options. `error`: what its callers get, in wire form."""
+        record = self.records.get(actor_id)
+        if record is None or record.state == DEAD:
+            return []
+        commands: list[Command] = [("end", actor_id, record.incarnation, True, text)]
+        if record.state != ALIVE:
+            commands.append(("unplace", actor_id))
+        return commands + self._die(record, {"text": text, "error": error, "pid": record.pid})
+
+    def _ends(self, record: ActorRecord, force: bool, why: str) -> Command:
+        """Its process is to end; what becomes of the actor is decided when it has."""
+        if record.ending is None or force:
+            record.ending = [force, why]
+        self._touch(record)
+        return ("end", record.actor_id, record.incarnation, force, why)
 
     def out_of_scope(self, actor_id: bytes, why: str, force: bool = False) -> list[Command]:
         """Its creator's last handle is gone, or its creator cannot go on with it. Detached actors and those
@@ -277,6 +361,7 @@ class ActorDirectory:
             record = self.records.get(target)
             if record is not None:
                 record.aliases.discard(actor_id)
+                self._touch(record)
                 self._unwatch(record, actor_id)
             return []
         record = self.records.get(actor_id)
@@ -291,14 +376,21 @@ class ActorDirectory:
             if not ids:
                 del record.watchers[watcher]
 
+    def watcher_gone(self, watcher: Hashable) -> None:
+        """Who was told of actors does not listen any more."""
+        for watchers in self._unborn.values():
+            watchers.discard(watcher)
+        for record in self._living.values():
+            record.watchers.pop(watcher, None)
+
     def owner_gone(self, owner: Hashable) -> list[Command]:
         """The process that created them has ended: so do its actors, except detached ones."""
         commands: list[Command] = []
         for watchers in self._unborn.values():
             watchers.discard(owner)
-        for record in list(self.records.values()):
+        for record in list(self._living.values()):
             record.watchers.pop(owner, None)
-            if record.owner == owner and record.state != DEAD and (record.waiting or not record.detached):
+            if record.owner == owner and (record.waiting or not record.detached):
                 why = "its owner, the process that created it, has ended"
                 graceful = bool(record.spec.get("shutdown_hook")) and record.state == ALIVE
                 commands += self.kill(record.actor_id, True, why, force=not graceful, final=True)
@@ -340,6 +432,8 @@ class ActorDirectory:
         record.spec = {
             k: record.spec.get(k) for k in ("class_name", "name", "namespace", "job") if k in record.spec
         }
+        self._touch(record, True)
+        self._living.pop(record.actor_id, None)
         self._dead[record.actor_id] = None
         while len(self._dead) > MAX_DEAD_KEPT:
             oldest = next(iter(self._dead))
@@ -347,6 +441,8 @@ class ActorDirectory:
             evicted = self.records.pop(oldest, None)
             for alias in evicted.aliases if evicted is not None else ():
                 self._aliases.pop(alias, None)
+            if evicted is not None:
+                self._touch(evicted, True)
         return commands
 
     def _release_name(self, record: ActorRecord) -> None:
@@ -361,3 +457,116 @@ class ActorDirectory:
             for watcher, ids in record.watchers.items()
             for actor_id in sorted(ids)
         ]
+
+    # ---- nodes -----------------------------------------------------------------------------------------
+
+    def placing(self, actor_id: bytes, node: bytes) -> None:
+        """It is to be started on this node (empty: it has no place after all)."""
+        record = self.records.get(actor_id)
+        if record is not None:
+            record.node = node
+            self._touch(record)
+
+    def on_node(self, node: bytes) -> list[ActorRecord]:
+        """The actors that live, or are being started, on a node."""
+        return [record for record in self._living.values() if record.node == node]
+
+    def node_gone(self, node: bytes, text: str) -> list[Command]:
+        """A node is dead, and everything on it."""
+        commands: list[Command] = []
+        for record in self.on_node(node):
+            if record.state == ALIVE:
+                commands += self.gone(record.actor_id, record.incarnation, text, False, SEVERAL_TASKS, "node")
+            else:
+                commands += self._replace(record)
+        return commands
+
+    def refused(self, actor_id: bytes) -> list[Command]:
+        """The node where it was to be has no room for it after all."""
+        record = self.records.get(actor_id)
+        if record is None or record.state in (ALIVE, DEAD):
+            return []
+        return self._replace(record)
+
+    def _replace(self, record: ActorRecord) -> list[Command]:
+        """Nothing has come of starting it where it was to be: elsewhere, then."""
+        record.node = b""
+        self._touch(record)
+        return [] if record.held or record.waiting else [self._place(record)]
+
+    def reported(self, node: bytes, actors: Iterable[list[Any]]) -> list[Command]:
+        """A node has come (back) and tells which actors are there: [actor, incarnation, worker, address,
+        pid] of each, with an empty address while it is being started. What it was to have and does not tell
+        of is gone."""
+        commands: list[Command] = []
+        there: set[bytes] = set()
+        for actor_id, incarnation, worker, address, pid in actors:
+            record = self.records.get(actor_id)
+            wanted = record is not None and record.state != DEAD and record.incarnation == incarnation
+            if record is None or not wanted or record.node not in (b"", node):
+                commands.append(("end_at", node, actor_id, incarnation, "it is not wanted any more"))
+                continue
+            there.add(actor_id)
+            if record.node != node:
+                self.placing(actor_id, node)
+            if address and (record.state != ALIVE or record.address != address):
+                commands += self.placed(actor_id, incarnation, worker, address, pid, None)
+            if record.ending is not None:  # the node may not have heard of it
+                commands.append(("end", actor_id, incarnation, *record.ending))
+        for record in self.on_node(node):
+            if record.actor_id in there:
+                continue
+            if record.state == ALIVE:
+                text = "its process ended while its node had no connection to the head"
+                commands += self.gone(record.actor_id, record.incarnation, text, False, SEVERAL_TASKS)
+            else:
+                commands += self._replace(record)
+        return commands
+
+    def move(self, node: bytes, why: str) -> list[Command]:
+        """Actors that can be started again leave this node, after the calls that they have begun; that does
+        not count as a restart."""
+        commands: list[Command] = []
+        for record in self.on_node(node):
+            if record.state != ALIVE:
+                commands += [("end_at", node, record.actor_id, -1, why), *self._replace(record)]
+            elif record.spec.get("max_restarts") or record.supervised:
+                record.moving = True
+                commands.append(self._ends(record, False, why))
+        return commands
+
+    # ---- restarts of the head --------------------------------------------------------------------------
+
+    def export(self, actor_id: bytes) -> dict[str, Any] | None:
+        """What must be kept of an actor beside its `spec`, in values that msgpack can hold. None: nothing."""
+        record = self.records.get(actor_id)
+        if record is None:
+            return None
+        facts = {name: getattr(record, name) for name in _KEPT}
+        facts["aliases"] = sorted(record.aliases)
+        return facts
+
+    def restore(self, actors: Iterable[tuple[bytes, dict[str, Any], dict[str, Any]]]) -> list[Command]:
+        """The head has been restarted: id, `export` and `spec` of all actors. Who watched them will say so
+        again, and their nodes what has become of them; the commands place those that had no place yet."""
+        commands: list[Command] = []
+        for actor_id, facts, spec in actors:
+            record = self.records[actor_id] = ActorRecord(actor_id, spec, facts["owner"])
+            for name in _KEPT:
+                setattr(record, name, facts[name])
+            record.aliases = set(facts["aliases"])
+            self._aliases.update(dict.fromkeys(record.aliases, actor_id))
+            if record.state == DEAD:
+                self._dead[actor_id] = None
+                continue
+            self._living[actor_id] = record
+            key = record.name_key
+            if key is not None and not record.no_restart:
+                self._names[key] = actor_id
+            if record.state != ALIVE and not (record.node or record.held or record.waiting):
+                commands.append(self._place(record))
+        return commands
+
+    def owners(self) -> set[Hashable]:
+        """The processes whose end would end actors."""
+        return {r.owner for r in self._living.values() if r.waiting or not r.detached}

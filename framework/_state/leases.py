@@ -33,6 +33,7 @@ class Lease:
         "lease_id",
         "load",
         "progress",
+        "recalled",
         "reclaiming",
         "retiring",
         "address",
@@ -62,6 +63,7 @@ class Lease:
         self.full = False  #: its worker does not take what is sent to it, for now
         self.retiring = False  #: it takes no new tasks and ends when the last is done
         self.reclaiming = False
+        self.recalled = False  #: it goes back when its running task is done
         self.verdict: list[Any] | None = (
             None  #: how its worker died, while what that has said before is still read
         )
@@ -81,14 +83,19 @@ class KeyState:
         "demand_sent",
         "env",
         "free",
+        "gone",
         "infeasible",
         "key_id",
         "leases",
+        "near",
         "pending",
+        "priority",
         "resources",
         "retriable",
         "seen",
+        "spread",
         "strategy",
+        "warned",
     )
 
     def __init__(
@@ -107,7 +114,13 @@ class KeyState:
         self.seen = 0  #: grants that have arrived
         self.demand_sent = 0  #: leases that the node still owes us, as far as it was told
         self.infeasible: str | None = None
+        self.gone = False  #: as its placement group was removed
         self.retriable = True  #: its tasks may be run again: their workers go first when memory runs out
+        self.priority = 0  #: higher ones go first
+        #: nothing is sent ahead, no lease is kept
+        self.spread = strategy is not None and strategy[0] == "SPREAD"
+        self.warned = ""  #: what its user was told of why it waits
+        self.near = b""  #: the node that holds most of its tasks' arguments, if that is another one
 
     # ---- tasks ---------------------------------------------------------------------------------------
 
@@ -169,6 +182,10 @@ class KeyState:
         lease.inflight[task.unique] = task
         return lease
 
+    def withdraw(self, lease: Lease) -> bool:
+        """An idle lease is not to be used any more. False: somebody is about to use it."""
+        return self._claim(lease)
+
     def _fill(self, lease: Lease, share: int, sends: list[tuple[Lease, TaskRecord]]) -> bool:
         """Give `lease` up to `share` tasks; False when it has no room for another."""
         pending, inflight = self.pending, lease.inflight
@@ -178,7 +195,7 @@ class KeyState:
                 pending.popleft()
                 continue
             mean = task.template.mean_us
-            if mean is None:
+            if mean is None or self.spread:
                 cost: float = limits.LEASE_BUDGET_US
             else:
                 cost = mean if mean > limits.LEASE_MIN_COST_US else limits.LEASE_MIN_COST_US

@@ -7,133 +7,66 @@ Pure: every method returns a list of commands for the shell, tuples that start w
 ``("start", env)``                         start a process for this environment
 ``("actor_failed", actor_id, text)``       the actor cannot be placed
 ``("infeasible", owner, key, text)``       no node can ever serve this
+``("waits", owner, key, text)``            no node can serve this, but one that can may join
 ``("unserved", owner, key, env, text)``    no worker could be started for this
 ``("pressure", owner)``                    ask the owner to return idle leases
-``("stop", worker)``                       end this worker: it is idle and not needed
+``("recall", owner, lease_id)``            ask the owner to return this lease when its running task is done
+``("forward", node_id, leases, Demand)``   ask another node for these leases
+``("give_back", node_id, lease, reason)``  another node's worker is free again, or, with a reason, must end
+``("lost", owner, lease_id, text)``        the lease's node is dead
+``("offer", guest)``                       another node that wished for room may ask now: it is kept for it
+
+In a cluster it has a `ClusterView` of all nodes: what this node has no room for goes to others. An owner only
+ever knows its own node; what waits, waits there. The other node knows it as a *guest*, under the number that
+the lease has at home: `lend` and what follows. What waits at home for lack of room anywhere is made known to
+the others as *wishes*, so that its turn also comes where another node's owners have a long queue.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from typing import Any
 
 from framework._base import limits
 from framework._base import resources as res
+from framework._state.away import Away, AwayLeases
+from framework._state.demands import Demand, EnvKey, Held, Order, Recall, Waiting
+from framework._state.pool import ACTOR, IDLE, LEASED, Allocation, Command, Pool, Worker, env_key
+from framework._state.scheduling import ClusterView, Strategy
 
-EnvKey = tuple[tuple[str, str], ...]
-Command = tuple[Any, ...]
-CPU = "CPU"
-GPU = "GPU"
-
-IDLE = "idle"
-LEASED = "leased"
-ACTOR = "actor"
+__all__ = ["ACTOR", "IDLE", "LEASED", "Allocation", "EnvKey", "NodeState", "Worker", "env_key"]
 
 
-def env_key(env: dict[str, str] | None) -> EnvKey:
-    """The canonical form of a set of environment variables."""
-    return tuple(sorted(env.items())) if env else ()
-
-
-class Worker:
-    """A worker process that has registered."""
-
-    __slots__ = (
-        "address",
-        "allocation",
-        "asked_to_end",
-        "blocked",
-        "env",
-        "idle_since",
-        "job",
-        "peer",
-        "pid",
-        "state",
-        "worker_id",
-    )
-
-    def __init__(self, worker_id: bytes, pid: int, address: str, env: EnvKey, peer: Any) -> None:
-        self.worker_id = worker_id
-        self.pid = pid
-        self.address = address
-        self.env = env
-        self.peer = peer
-        self.job: bytes | None = None
-        self.state = IDLE
-        self.allocation: Allocation | None = None
-        self.blocked = False
-        self.idle_since = 0.0
-        self.asked_to_end = False  #: because it is idle, and has not said no: it may be gone at any moment
-
-
-class Allocation:
-    """Resources that are held for one lease or one actor, and its worker once there is one."""
-
-    __slots__ = ("actor", "env", "gpu_shares", "job", "key", "lease_id", "lent", "owner", "units", "worker")
-
-    def __init__(
-        self,
-        lease_id: int,
-        owner: Hashable,
-        key: int,
-        units: dict[str, int],
-        env: EnvKey,
-        job: bytes,
-        actor: bytes | None,
-    ) -> None:
-        self.lease_id = lease_id
-        self.owner: Any = owner  #: whatever the service names owners by
-        self.key = key
-        self.units = units
-        self.env = env
-        self.job = job
-        self.actor = actor
-        self.gpu_shares: list[tuple[int, int]] = []
-        self.worker: Worker | None = None
-        self.lent = 0  #: CPU units given back while its worker waits
-
-
-class Demand:
-    """What one owner wants for one scheduling key. `granted` counts every grant ever promised to it."""
-
-    __slots__ = ("env", "granted", "job", "retriable", "seen", "strategy", "units", "wanted")
-
-    def __init__(self, units: dict[str, int], env: EnvKey, job: bytes, strategy: list[Any] | None) -> None:
-        self.units = units
-        self.env = env
-        self.job = job
-        self.strategy = strategy
-        self.retriable = True
-        self.wanted = 0
-        self.seen = 0
-        self.granted = 0
-
-    @property
-    def missing(self) -> int:
-        """Leases still to be given: what was wanted when the owner had seen `seen` grants, less those
-        since.
-        """
-        return self.wanted - (self.granted - self.seen)
-
-
-class NodeState:
+class NodeState(Pool):
     """Ledger, queue and pool of one node."""
 
-    def __init__(self, total: dict[str, int], node_id: str = "") -> None:
-        """`node_id`: as strategies name it, hexadecimal."""
+    def __init__(
+        self, total: dict[str, int], node_id: str = "", clock: Callable[[], float] = lambda: 0.0
+    ) -> None:
+        """`node_id`: as strategies name it, hexadecimal. `clock`: seconds."""
+        super().__init__(total)
         self.node_id = node_id
-        self.total = dict(total)
-        self.available = dict(total)
-        self.gpus = res.IndexedResource(total.get(GPU, 0) // res.UNIT)
-        self.workers: dict[bytes, Worker] = {}
-        self.starting: dict[EnvKey, int] = {}
-        self._failed_starts: dict[EnvKey, int] = {}  #: in a row
-        self.leases: dict[int, Allocation] = {}
-        self._demands: dict[tuple[Hashable, int], Demand] = {}
+        self._clock = clock
+        self.draining = False  #: it takes nothing new
+        self.unmet = False  #: something waits: `schedule` is to be called now and then
+        self.soon = False  #: and very soon
+        self.view: ClusterView | None = None  #: None: there is only this node
+        self.away = AwayLeases()
+        self._own = b""
+        self.demands: dict[tuple[Hashable, int], Demand] = {}
         self._actors: deque[Allocation] = deque()
-        self._awaiting: dict[EnvKey, deque[Allocation]] = {}
-        self._next_lease = 0
+        self._guests: dict[tuple[Hashable, int], int] = {}  #: (guest, its number) -> lease
+        self._wishes: dict[tuple[Any, bytes, Any], Demand] = {}  #: (guest, job, units) -> what it would have
+        self.waiting: Waiting = []  #: after the last look
+        self._withheld: dict[str, int] = {}  #: kept for those who come first
+        self._next_recall = 0.0
+
+    def enter(self, view: ClusterView) -> None:
+        """It is part of a cluster from now on."""
+        assert view.own is not None
+        self.view, self._own = view, view.own
+        view.watch_own(self.total, self.available)
 
     # ---- demands -------------------------------------------------------------------------------------
 
@@ -144,60 +77,62 @@ class NodeState:
         units: dict[str, int],
         env: EnvKey,
         job: bytes,
-        strategy: list[Any] | None = None,
+        strategy: Strategy = None,
         retriable: bool = True,
+        priority: int = 0,
+        near: bytes = b"",
     ) -> None:
-        """An owner names a scheduling key. `strategy`: see `never`; `retriable`: its tasks may be run
-        again.
+        """An owner names a scheduling key. `strategy`: see `framework._state.scheduling`; `retriable`: its
+        tasks may be run again; `near`: the node where the arguments of its tasks lie.
         """
-        demand = self._demands.setdefault((owner, key), Demand(units, env, job, strategy))
+        demand = self.demands.get((owner, key))
+        if demand is None:
+            demand = Demand(units, env, job, strategy, priority, near)
+            self.demands[(owner, key)] = demand
         demand.retriable = retriable
 
     def may_run_again(self, allocation: Allocation) -> bool:
         """Whether what this allocation is for may be run again when its worker is ended."""
-        demand = self._demands.get((allocation.owner, allocation.key))
-        return allocation.actor is None and (demand is None or demand.retriable)
+        return allocation.actor is None and allocation.retriable
 
     def demand(self, owner: Hashable, key: int, wanted: int, seen: int) -> list[Command]:
         """An owner wants `wanted` leases beyond the `seen` grants that it knew of. Repeating it changes
         nothing.
         """
-        demand = self._demands.get((owner, key))
+        demand = self.demands.get((owner, key))
         if demand is None:
             return []
+        if demand.missing <= 0:
+            demand.since = self._clock()
+            if self.view is not None:
+                near = limits.NEAR_PATIENCE if demand.near is not None else 0
+                demand.patient_until = demand.since + (near or limits.SOFT_PATIENCE)
         demand.wanted, demand.seen = wanted, seen
-        text = self.never(demand.units, demand.strategy)
-        if text is not None and wanted > 0:
-            demand.wanted = 0
-            return [("infeasible", owner, key, text)]
+        if self.view is None and wanted > 0:
+            text = self.never(demand.units, demand.strategy)
+            if text is not None:
+                demand.wanted = 0
+                return [("infeasible", owner, key, text)]
         return self.schedule()
 
-    def never(self, units: dict[str, int], strategy: list[Any] | None = None) -> str | None:
-        """Why this node can never serve such a request; None when it can. `strategy` is None, ``["SPREAD"]``,
-        ``["node", hexadecimal id, soft]`` or ``["labels", text]``."""
-        if strategy and strategy[0] == "node" and not strategy[2] and strategy[1] != self.node_id:
-            return (
-                f"its NodeAffinitySchedulingStrategy asks for the node {strategy[1]}, which is not in this "
-                "cluster "
-                f"(its nodes: {self.node_id}), and soft=False lets it run nowhere else"
-            )
-        if strategy and strategy[0] == "labels":
-            return (
-                f"its label_selector {strategy[1]} matches no node (the nodes of this cluster have no labels)"
-            )
-        if res.fits(units, self.total):
-            return None
-        lacking = [name for name, amount in units.items() if amount > self.total.get(name, 0)]
-        return (
-            f"it needs {res.format_resources(units)}, but this cluster has only "
-            f"{res.format_resources(self.total)} "
-            f"(not enough: {', '.join(lacking)})"
-        )
+    def never(self, units: dict[str, int], strategy: Strategy = None) -> str | None:
+        """Why no node that is here can ever serve such a request; None when one can."""
+        view = self.view
+        if view is None:  # there is only this node, and nothing is known of it but what it has
+            view = ClusterView(bytes.fromhex(self.node_id))
+            view.watch_own(self.total, self.available)
+        return view.never(units, strategy)
 
-    def place_actor(self, actor: bytes, units: dict[str, int], env: EnvKey, job: bytes) -> list[Command]:
+    def place_actor(
+        self, actor: bytes, units: dict[str, int], env: EnvKey, job: bytes, priority: int = 0
+    ) -> list[Command]:
         """The head wants this actor to run here."""
         self._next_lease += 1
-        self._actors.append(Allocation(self._next_lease, None, 0, units, env, job, actor))
+        allocation = Allocation(self._next_lease, None, 0, units, env, job, actor, priority)
+        allocation.since = self._clock()
+        self._actors.append(allocation)
+        if priority or self._actors[0].priority:
+            self._actors = deque(sorted(self._actors, key=lambda waiting: -waiting.priority))
         return self.schedule()
 
     def drop_actor(self, actor: bytes) -> list[Command]:
@@ -213,155 +148,293 @@ class NodeState:
         return self.schedule()
 
     def schedule(self) -> list[Command]:
-        """Give out what there is: actors first, then owners in turn, one lease each per round."""
+        """Give out what there is: actors first, then owners in their order (see `demands`), one by one."""
         commands: list[Command] = []
-        while self._actors and self._can_take(self._actors[0].units):
-            self._assign(self._actors.popleft(), commands)
-        progress = True
-        unmet = bool(self._actors)
-        while progress:
-            progress = unmet = False
-            for (owner, key), demand in list(self._demands.items()):
-                if demand.missing <= 0:
-                    continue
-                if not self._can_take(demand.units):
-                    unmet = True
-                    continue
-                demand.granted += 1
-                self._next_lease += 1
-                allocation = Allocation(
-                    self._next_lease, owner, key, demand.units, demand.env, demand.job, None
-                )
-                self._assign(allocation, commands)
-                # To the end of the line: the next round begins with the others.
-                self._demands[(owner, key)] = self._demands.pop((owner, key))
-                progress = True
-        if unmet or self._actors:
+        now = self._clock()
+        self.soon = False
+        if self._withheld:
+            self._withheld = {}
+        if self.view is not None:
+            self.view.nodes[self._own].full_for.clear()
+        if self._actors:
+            self._start_actors(commands)
+        active = [(name, demand) for name, demand in self.demands.items() if demand.missing > 0]
+        if self._wishes:
+            active += self._wished(now)
+        waiting = self.waiting = self._serve(active, commands, now) if active else []
+        self.unmet = bool(waiting or self._actors)
+        if self.unmet:
             owners = {a.owner for a in self.leases.values() if a.actor is None and a.worker is not None}
+            owners.update(away.owner for away in self.away.by_id.values())
             commands.extend(("pressure", owner) for owner in owners)
+            if now >= self._next_recall:
+                self._next_recall = now + limits.RECALL_EVERY
+                self._recall(waiting, commands, now)
+        if self.draining:
+            self._recall_all(commands, now)
         return commands
 
-    def _can_take(self, units: dict[str, int]) -> bool:
-        if len(self.workers) + sum(self.starting.values()) >= limits.MAX_WORKERS:
-            return False
-        return res.fits(units, self.available) and self.gpus.can_allocate(units.get(GPU, 0))
+    def _recall_all(self, commands: list[Command], now: float) -> None:
+        """It drains: owners keep a lease as long as they have tasks, so all are asked back."""
+        for lease in self.leases.values():
+            if lease.actor is None and lease.worker is not None:
+                self.unmet = True
+                if lease.recalled is None or now - lease.recalled >= limits.RECALL_AGAIN:
+                    lease.recalled = now
+                    commands.append(("recall", lease.owner, lease.number))
 
-    def _assign(self, allocation: Allocation, commands: list[Command]) -> None:
-        res.subtract(self.available, allocation.units)
-        gpu_units = allocation.units.get(GPU, 0)
-        if gpu_units:
-            shares = self.gpus.allocate(gpu_units)
-            assert shares is not None, "can_allocate said yes"
-            allocation.gpu_shares = shares
-        self.leases[allocation.lease_id] = allocation
-        worker = self._idle_worker(allocation.env, allocation.job)
-        if worker is not None:
-            self._bind(allocation, worker, commands)
-            return
-        self._awaiting.setdefault(allocation.env, deque()).append(allocation)
-        if self.starting.get(allocation.env, 0) < len(self._awaiting[allocation.env]):
-            self.starting[allocation.env] = self.starting.get(allocation.env, 0) + 1
-            commands.append(("start", allocation.env))
-
-    def _idle_worker(self, env: EnvKey, job: bytes) -> Worker | None:
-        """An idle worker of this environment that has served this job, or none yet: the most recently used
-        first.
-        """
-        best: Worker | None = None
-        for worker in self.workers.values():
-            usable = worker.state == IDLE and not worker.asked_to_end
-            if usable and worker.env == env and worker.job in (None, job):
-                if best is None or (worker.job is not None, worker.idle_since) > (
-                    best.job is not None,
-                    best.idle_since,
-                ):
-                    best = worker
-        return best
-
-    def _bind(self, allocation: Allocation, worker: Worker, commands: list[Command]) -> None:
-        allocation.worker = worker
-        worker.allocation = allocation
-        worker.job = allocation.job
-        if allocation.actor is not None:
-            worker.state = ACTOR
-            commands.append(("run_actor", allocation.actor, allocation))
-        else:
-            worker.state = LEASED
-            commands.append(("grant", allocation.owner, allocation.key, allocation))
-
-    # ---- workers -------------------------------------------------------------------------------------
-
-    def prestart(self, count: int) -> list[Command]:
-        """Workers without a special environment, ahead of need."""
-        self.starting[()] = self.starting.get((), 0) + count
-        return [("start", ())] * count
-
-    def worker_up(self, worker: Worker, now: float) -> list[Command]:
-        """A started process has registered."""
-        self.workers[worker.worker_id] = worker
-        self.starting[worker.env] = max(0, self.starting.get(worker.env, 0) - 1)
-        self._failed_starts.pop(worker.env, None)
-        worker.idle_since = now
-        commands: list[Command] = []
-        self._to_awaiting(worker, commands)
-        return commands or self.schedule()
-
-    def _to_awaiting(self, worker: Worker, commands: list[Command]) -> None:
-        queue = self._awaiting.get(worker.env)
-        while queue:
-            allocation = queue.popleft()
-            if allocation.lease_id in self.leases:
-                self._bind(allocation, worker, commands)
-                return
-
-    def start_failed(self, env: EnvKey, text: str) -> list[Command]:
-        """A process could not be started. It is tried again; after `limits.WORKER_START_ATTEMPTS` failures in
-        a row those who wait and have no other start under way are told."""
-        self.starting[env] = max(0, self.starting.get(env, 0) - 1)
-        commands: list[Command] = []
-        queue = self._awaiting.get(env)
-        if not queue:
-            return self.schedule()
-        failed = self._failed_starts[env] = self._failed_starts.get(env, 0) + 1
-        if failed < limits.WORKER_START_ATTEMPTS:
-            if self.starting[env] < len(queue):
-                self.starting[env] += 1
-                commands.append(("start", env))
-            return commands + self.schedule()
-        self._failed_starts.pop(env, None)
-        while queue and self.starting[env] < len(queue):
-            allocation = queue.popleft()
-            self._release(allocation)
-            if allocation.actor is not None:
-                commands.append(("actor_failed", allocation.actor, text))
+    def _start_actors(self, commands: list[Command]) -> None:
+        """In order: one that has no room is not overtaken by others that want of the same, that is, of what
+        is in no placement group, or in the same one."""
+        full: set[str] = set()
+        for allocation in list(self._actors):
+            group = res.group_of(allocation.units)
+            of = group[0] if group is not None else ""
+            if of not in full and self._can_take(allocation.units):
+                self._actors.remove(allocation)
+                self._assign(allocation, commands)
             else:
-                # It never becomes a grant. The owner fails all that it has queued, so nothing more is wanted
-                # for now.
-                demand = self._demands.get((allocation.owner, allocation.key))
-                if demand is not None:
-                    demand.granted -= 1
-                    demand.wanted = 0
-                command = ("unserved", allocation.owner, allocation.key, env, text)
-                if command not in commands:
-                    commands.append(command)
-        return commands + self.schedule()
+                full.add(of)
 
-    def worker_gone(self, worker_id: bytes) -> tuple[Allocation | None, list[Command]]:
-        """A worker's process has ended: what it held, and what follows."""
-        worker = self.workers.pop(worker_id, None)
-        if worker is None:
-            return None, []
-        allocation = worker.allocation
-        if allocation is not None:
-            self._unlend(allocation)
-            self._release(allocation)
-        return allocation, self.schedule()
+    def _held(self) -> list[Held]:
+        """All leases of tasks: of this node's workers, and of this node's owners elsewhere. Not those whose
+        worker waits: its CPUs are lent."""
+        here: list[Held] = [
+            a for a in self.leases.values() if a.actor is None and (a.worker is None or not a.worker.blocked)
+        ]
+        return here + list(self.away.by_id.values())
+
+    def _serve(self, active: Waiting, commands: list[Command], now: float) -> Waiting:
+        """One lease after another, to whoever comes first; those who wait for more then, in their order."""
+        order = Order(active, self._held(), now) if len(active) > 1 else None
+        waiting: Waiting = []
+        hopeless: dict[Any, str | None] = {}  #: shapes that nobody has room for, and why nobody can ever have
+        forwards: dict[tuple[bytes, tuple[Hashable, int]], list[int]] = {}
+        sort = True
+        while active:
+            if order is not None and sort:
+                order.sort(active)
+            sort = False
+            name, demand = active.pop(0)
+            if demand.wish:
+                self._offer(name, demand, commands, waiting, now)
+                continue
+            if now < demand.patient_until and self._better_wait(demand):
+                self.soon = True
+                waiting.append((name, demand))
+                continue
+            target = None if demand.shape in hopeless else self._find(demand)
+            if target is None:
+                if demand.shape not in hopeless:
+                    hopeless[demand.shape] = self._why_never(demand)
+                if self._tell(name, demand, hopeless[demand.shape], commands, now):
+                    waiting.append((name, demand))
+                    self._reserve(demand, now)
+                continue
+            self._next_lease += 1
+            if target == self._own:
+                self._give(name, demand, commands, now)
+            else:
+                assert self.view is not None
+                away = Away(self._next_lease, *name, target, demand, now)
+                self.away.ask(away)
+                self.view.took(target, demand.units)
+                forwards.setdefault((target, name), []).append(away.lease_id)
+            demand.since, demand.told = now, ""
+            # To the end of the line: among equals, the next round begins with the others.
+            self.demands[name] = self.demands.pop(name)
+            if order is not None:
+                order.took(*name, demand.job, demand.units)
+                sort = True
+            if demand.missing > 0:
+                active.append((name, demand))
+        for (node_id, name), leases in forwards.items():
+            commands.append(("forward", node_id, leases, self.demands[name]))
+        return waiting
+
+    def _find(self, demand: Demand) -> bytes | None:
+        """A node that has room for it; None: nobody has."""
+        if self.view is None:
+            return self._own if self._can_take(demand.units) else None
+        for _ in range(2):
+            target = self.view.choose(demand.units, demand.strategy, local=self._own, near=demand.near)
+            if target != self._own or self._can_take(demand.units):
+                return target
+            self.view.refused(self._own, demand.units)  # it is kept for others, or no device is whole
+        return None
+
+    def _better_wait(self, demand: Demand) -> bool:
+        """Whether it is worth a moment: the node with its data may only be held by leases that are idle and
+        about to be returned; the node that it is to run on, if it can, may be so new that it is not known."""
+        assert self.view is not None
+        if demand.near is not None:
+            row = self.view.nodes.get(demand.near)
+            if row is not None and not row.has_room(demand.units):
+                return self.view.allows(demand.near, demand.units, demand.strategy)
+        strategy = demand.strategy
+        return strategy is not None and strategy[0] == "node" and self.view.is_new(strategy[1])
+
+    def _give(self, name: tuple[Hashable, int], demand: Demand, commands: list[Command], now: float) -> None:
+        demand.granted += 1
+        allocation = Allocation(
+            self._next_lease, *name, demand.units, demand.env, demand.job, None, demand.priority
+        )
+        allocation.retriable, allocation.since = demand.retriable, now
+        self._assign(allocation, commands)
+
+    def _why_never(self, demand: Demand) -> str | None:
+        return self.view.never(demand.units, demand.strategy) if self.view is not None else None
+
+    def _tell(
+        self,
+        name: tuple[Hashable, int],
+        demand: Demand,
+        never: str | None,
+        commands: list[Command],
+        now: float,
+    ) -> bool:
+        """In a cluster: the owner hears it when nobody can ever serve this. False: it waits no more."""
+        view = self.view
+        if never is None or view is None:
+            demand.told = ""
+            return True
+        lost = view.lost_cause(demand.strategy)
+        if lost is None and view.unknown(demand.strategy) is not None:
+            if now - demand.since < limits.UNKNOWN_NODE_GRACE:
+                return True  # the news of that node may be on its way
+            lost = never
+        if lost is not None:
+            demand.wanted = 0
+            commands.append(("infeasible", *name, lost))
+            return False
+        if never != demand.told:
+            demand.told = never
+            commands.append(("waits", *name, never))
+        return True
+
+    # ---- wishes of other nodes -----------------------------------------------------------------------
+
+    def wish(
+        self, guest: Hashable, job: bytes, units: dict[str, int], priority: int, waited: float
+    ) -> list[Command]:
+        """Another node has something waiting that could run here, and finds no room. It says so again and
+        again, as long as that is so. `waited`: seconds, 0 if its job has something already."""
+        now = self._clock()
+        name = (guest, job, res.key(units))
+        demand = self._wishes.get(name)
+        if demand is None:
+            demand = self._wishes[name] = Demand(units, (), job, None, priority)
+            demand.wish = True
+            demand.wanted = 1
+        demand.since = now - waited
+        demand.priority = priority
+        demand.expires = now + limits.WISH_LASTS
+        return self.schedule()
+
+    def _wished(self, now: float) -> Waiting:
+        """Wishes that hold, as demands."""
+        for name in [name for name, demand in self._wishes.items() if demand.expires <= now]:
+            del self._wishes[name]
+        return [((name[0], -index), demand) for index, (name, demand) in enumerate(self._wishes.items(), 1)]
+
+    def _offer(
+        self,
+        name: tuple[Hashable, int],
+        demand: Demand,
+        commands: list[Command],
+        waiting: Waiting,
+        now: float,
+    ) -> None:
+        """It is its turn: keep room for it, if there is, and let its node know."""
+        if not self._can_take(demand.units):
+            waiting.append((name, demand))
+            return
+        res.add(self._withheld, demand.units)
+        if not demand.told:
+            demand.told = "offered"
+            demand.expires = now + limits.WISH_LASTS
+            commands.append(("offer", name[0]))
+
+    def _reserve(self, demand: Demand, now: float) -> None:
+        """A request that has waited long must not be overtaken for ever by smaller ones: if the tasks that
+        run here leave it room one after another, that is kept for it, for a while."""
+        if now >= demand.reserve_until:
+            if now - demand.since < limits.AGING or (self.view is not None and demand.strategy):
+                return
+            free = dict(self.available)
+            for allocation in self.leases.values():
+                if allocation.actor is None:
+                    res.add(free, allocation.units)
+            if not res.fits(demand.units, free):
+                return
+            demand.reserve(now)
+        if now < demand.reserve_until:
+            res.add(self._withheld, demand.units)
+
+    def _recall(self, waiting: Waiting, commands: list[Command], now: float) -> None:
+        """Ask leases back from those who come after those who wait."""
+        held = [x for x in self._held() if not isinstance(x, Allocation) or x.worker is not None]
+        jobs = {(lease.job, lease.priority) for lease in held}
+        first: Waiting = [((None, -1), self._as_demand(actor, now)) for actor in self._actors]
+        for name, demand in waiting[: limits.RECALL_LOOKS]:
+            if {(demand.job, demand.priority)} != jobs or now - demand.since >= limits.AGING:
+                first.append((name, demand))
+        if not first:
+            return
+        order = Order(first, self._held(), now)
+        nodes: dict[bytes, Recall] = {}
+        for who, demand in first[: limits.RECALL_LOOKS]:
+            for node_id, available in self._places(who, demand):
+                recall = nodes.get(node_id)
+                if recall is None:
+                    recall = nodes[node_id] = Recall(
+                        [x for x in held if _where(x, self._own) == node_id], now
+                    )
+                found = recall.help(who, demand, available, order)
+                if found is not None:
+                    commands += [("recall", lease.owner, lease.number) for lease in found]
+                    if node_id == self._own:
+                        demand.reserve(now)
+                    break
+
+    def _places(self, who: tuple[Hashable, int], demand: Demand) -> list[tuple[bytes, dict[str, int]]]:
+        """Nodes that could serve it, if room was made, and what is free there."""
+        if self.view is None or who[0] is None or demand.wish:
+            return [(self._own, self.available)]
+        nodes = {self._own} | {away.node_id for away in self.away.by_id.values()}
+        return [
+            (node_id, self.view.nodes[node_id].available)
+            for node_id in sorted(nodes, key=lambda node_id: (node_id != self._own, node_id))
+            if self.view.allows(node_id, demand.units, demand.strategy)
+        ]
+
+    def _as_demand(self, actor: Allocation, now: float) -> Demand:
+        """An actor that waits here: nobody holds less than it does."""
+        demand = Demand(actor.units, actor.env, actor.job, None, actor.priority)
+        waited = now - actor.since
+        demand.since = now - limits.AGING if waited >= limits.LEASE_QUANTUM else now
+        return demand
+
+    def _can_take(self, units: dict[str, int]) -> bool:
+        if self.draining or len(self.workers) + sum(self.starting.values()) >= limits.MAX_WORKERS:
+            return False
+        if not res.fits(units, self.available) or not self.bundles.can_allocate(units):
+            return False
+        if self._withheld:
+            for name, amount in units.items():
+                if name in self._withheld and self.available[name] - self._withheld[name] < amount:
+                    return False
+        return True
 
     def lease_returned(self, lease_id: int, owner: Hashable, now: float) -> list[Command]:
         """The owner does not need this lease any more. Twice is as once."""
         allocation = self.leases.get(lease_id)
         if allocation is None or allocation.owner != owner or allocation.actor is not None:
-            return []
+            away = self.away.returned(lease_id, owner)
+            if away is None:
+                return []
+            self._no_more(away)
+            return [("give_back", away.node_id, lease_id, ""), *self.schedule()]
         worker = allocation.worker
         self._unlend(allocation)
         self._release(allocation)
@@ -382,8 +455,8 @@ class NodeState:
         """A process that held leases is gone: its workers, which must end because they may be running its
         tasks.
         """
-        for owner_key in [k for k in self._demands if k[0] == owner]:
-            del self._demands[owner_key]
+        for owner_key in [k for k in self.demands if k[0] == owner]:
+            del self.demands[owner_key]
         orphans = []
         for allocation in list(self.leases.values()):
             if allocation.owner != owner or allocation.actor is not None:
@@ -395,68 +468,127 @@ class NodeState:
                 if queue is not None and allocation in queue:
                     queue.remove(allocation)
                 self._release(allocation)
-        return orphans, self.schedule()
+        for wish in [wish for wish in self._wishes if wish[0] == owner]:
+            del self._wishes[wish]
+        commands: list[Command] = []
+        for away in self.away.owner_gone(owner):
+            why = "the process that had submitted its tasks has ended" if away.granted else ""
+            commands.append(("give_back", away.node_id, away.lease_id, why))
+        return orphans, commands + self.schedule()
 
-    def _release(self, allocation: Allocation) -> None:
-        if self.leases.pop(allocation.lease_id, None) is None:
-            return
-        res.add(self.available, allocation.units)
-        if allocation.gpu_shares:
-            self.gpus.free(allocation.gpu_shares)
-            allocation.gpu_shares = []
+    def _over(self, allocation: Allocation) -> None:
+        name = (allocation.owner, allocation.key)
+        if self._guests:
+            self._guests.pop(name, None)
+        demand = self.demands.get(name)
+        if demand is not None:
+            demand.since = self._clock()
 
-    # ---- workers that wait ---------------------------------------------------------------------------
+    def _unserved(self, allocation: Allocation, text: str) -> Command:
+        if allocation.actor is not None:
+            return ("actor_failed", allocation.actor, text)
+        # It never becomes a grant. The owner fails all that it has queued, so nothing more is wanted for now.
+        demand = self.demands.get((allocation.owner, allocation.key))
+        if demand is not None:
+            demand.granted -= 1
+            demand.wanted = 0
+        return ("unserved", allocation.owner, allocation.key, allocation.env, text)
 
-    def blocked(self, worker_id: bytes) -> list[Command]:
-        """A worker waits for other tasks: it lends out its CPUs."""
-        worker = self.workers.get(worker_id)
-        if worker is None or worker.allocation is None or worker.blocked:
-            return []
-        worker.blocked = True
-        allocation = worker.allocation
-        lent = allocation.units.get(CPU, 0)
-        if lent:
-            allocation.lent = lent
-            self.available[CPU] = self.available.get(CPU, 0) + lent
+    # ---- leases of workers elsewhere -----------------------------------------------------------------
+
+    def away_granted(self, lease_id: int, node_id: bytes, worker_id: bytes) -> Away | None:
+        """Another node has a worker for it. None: it is not wanted, that node is to have it back."""
+        return self.away.granted(lease_id, node_id, worker_id, self._clock())
+
+    def away_refused(self, leases: list[int], node_id: bytes, row: dict[str, Any] | None) -> list[Command]:
+        """Another node has no room, after all: its row as it is now."""
+        assert self.view is not None
+        refused = [away for lease in leases if (away := self.away.refused(lease, node_id)) is not None]
+        if row is not None:
+            self.view.apply([row])
+        for away in refused:
+            self.view.refused(node_id, away.units)
         return self.schedule()
 
-    def unblocked(self, worker_id: bytes) -> None:
-        """It goes on. Its CPUs may have been lent: then there are less than none for a while, as Ray does
-        it.
-        """
-        worker = self.workers.get(worker_id)
-        if worker is None or not worker.blocked:
-            return
-        worker.blocked = False
-        if worker.allocation is not None:
-            self._unlend(worker.allocation)
+    def away_failed(self, lease_id: int, node_id: bytes, text: str) -> list[Command]:
+        """Another node could not start a worker for it."""
+        away = self.away.refused(lease_id, node_id)
+        if away is None:
+            return []
+        self._no_more(away)
+        away.demand.wanted = 0
+        return [("unserved", away.owner, away.key, away.demand.env, text), *self.schedule()]
 
-    def _unlend(self, allocation: Allocation) -> None:
-        if allocation.lent:
-            self.available[CPU] -= allocation.lent
-            allocation.lent = 0
+    def away_over(self, lease_id: int, node_id: bytes) -> tuple[Away | None, list[Command]]:
+        """Its worker is gone."""
+        away = self.away.over(lease_id, node_id)
+        if away is None:
+            return None, []
+        self._no_more(away)
+        return (away if away.granted else None), self.schedule()
 
-    def job_ended(self, job: bytes, keep: int) -> tuple[list[Worker], list[Command]]:
-        """The driver of a job is gone: its idle workers, which are of no use to other jobs, and what brings
-        the number of workers for jobs to come back to `keep`."""
-        idle = [worker for worker in self.workers.values() if worker.state == IDLE and worker.job == job]
-        fresh = sum(1 for w in self.workers.values() if w.state == IDLE and w.job is None and w.env == ())
-        missing = keep - fresh - self.starting.get((), 0)
-        return idle, self.prestart(missing) if missing > 0 else []
+    def _no_more(self, away: Away) -> None:
+        """Until its next row that node is taken to have so much more."""
+        assert self.view is not None
+        away.demand.since = self._clock()
+        row = self.view.nodes.get(away.node_id)
+        if row is not None:
+            res.add(row.available, away.units)
 
-    def surplus(self, now: float, keep: int, age: float) -> list[Worker]:
-        """Idle workers beyond `keep`, idle for `age` seconds, the longest idle first; those with a special
-        environment are not counted as kept."""
-        idle = [worker for worker in self.workers.values() if worker.state == IDLE]
-        idle.sort(key=lambda worker: worker.idle_since)
-        plain = sum(1 for worker in idle if worker.env == ())
-        surplus = []
-        for worker in idle:
-            if now - worker.idle_since < age:
-                continue
-            if worker.env == ():
-                if plain <= keep:
-                    continue
-                plain -= 1
-            surplus.append(worker)
-        return surplus
+    def node_gone(self, node_id: bytes, reason: str) -> list[Command]:
+        """Another node is dead."""
+        assert self.view is not None
+        self.view.remove(node_id, reason)
+        commands: list[Command] = []
+        for away in self.away.node_gone(node_id):
+            if away.granted:
+                text = f"its node {node_id.hex()} is dead: {reason}"
+                commands.append(("lost", away.owner, away.lease_id, text))
+        return commands + self.schedule()
+
+    # ---- guests --------------------------------------------------------------------------------------
+
+    def lend(
+        self,
+        guest: Hashable,
+        number: int,
+        units: dict[str, int],
+        env: EnvKey,
+        job: bytes,
+        retriable: bool,
+        priority: int,
+    ) -> list[Command] | None:
+        """Another node asks for a lease, under its own number. None: there is no room now. Twice is as
+        once: a grant is told again."""
+        known = self.guest_lease(guest, number)
+        if known is not None:
+            return [] if known.worker is None else [("grant", guest, number, known)]
+        wish = self._wishes.pop((guest, job, res.key(units)), None)
+        if wish is not None and wish.told and self._withheld:
+            res.subtract(self._withheld, wish.units)
+        if not self._can_take(units):
+            return None
+        self._next_lease += 1
+        allocation = Allocation(self._next_lease, guest, number, units, env, job, None, priority)
+        allocation.retriable, allocation.since, allocation.guest = retriable, self._clock(), True
+        self._guests[(guest, number)] = allocation.lease_id
+        commands: list[Command] = []
+        self._assign(allocation, commands)
+        return commands
+
+    def guest_lease(self, guest: Hashable, number: int) -> Allocation | None:
+        """The lease that a guest names by this number."""
+        return self.leases.get(self._guests.get((guest, number), 0))
+
+    def guest_leases(self, guest: Hashable) -> dict[int, Allocation]:
+        """All of them, by number."""
+        return {number: self.leases[lease] for (who, number), lease in self._guests.items() if who == guest}
+
+    def busy(self) -> int:
+        """Workers that have something to do, or will have as soon as they are there."""
+        at_work = sum(1 for worker in self.workers.values() if worker.state != IDLE)
+        return at_work + sum(1 for a in self.leases.values() if a.worker is None) + len(self._actors)
+
+
+def _where(lease: Held, own: bytes) -> bytes:
+    return lease.node_id if isinstance(lease, Away) else own

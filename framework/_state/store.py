@@ -11,6 +11,10 @@ Pure: every method returns commands for the shell, tuples that start with a word
 ``("recall", holder, object_ids)``            ask a client to let go of views of these that it keeps
                                               without need; with no ids, of all that it keeps, and of
                                               the rest of its region
+``("dropped", object_id)``                    a copy had to make room
+
+A block is *primary*, or a *copy* of one on another node: copies are dropped for want of room, never written
+to disk (copies.py).
 
 A *pin* is one process's right to read a block: while there is one, the block is neither reused, nor spilled,
 nor moved. A block is named by its object *and* its offset, because an object that is made again may have two
@@ -27,53 +31,10 @@ from typing import Any
 
 from framework._base.limits import MAX_FREED_EARLY
 from framework._state.allocator import Allocator, aligned
+from framework._state.blocks import IN_MEMORY, ON_DISK, RESTORING, SPILLING, Request
+from framework._state.blocks import Block as Block
 
 Command = tuple[Any, ...]
-
-
-IN_MEMORY = "in memory"
-SPILLING = "spilling"
-ON_DISK = "on disk"
-RESTORING = "restoring"
-
-
-class Block:
-    """One object."""
-
-    __slots__ = (
-        "deleting",
-        "object_id",
-        "offset",
-        "owner",
-        "path",
-        "pins",
-        "sealed",
-        "size",
-        "state",
-        "waiting",
-    )
-
-    def __init__(self, object_id: bytes, size: int, offset: int, owner: Hashable) -> None:
-        self.object_id = object_id
-        self.size = size
-        self.offset = offset
-        self.owner = owner  #: the process that will free it; the object goes when that process goes
-        self.state = IN_MEMORY
-        self.sealed = False
-        self.pins: dict[Hashable, int] = {}
-        self.path: str | None = None
-        self.deleting = False  #: freed by its owner, but still pinned or on its way to disk
-        self.waiting: list[tuple[Any, Hashable]] = []  #: (token, holder) of pins that wait for a restore
-
-
-class _Request:
-    __slots__ = ("block", "holder", "size", "token")
-
-    def __init__(self, size: int, token: Any, holder: Hashable, block: Block | None) -> None:
-        self.size = size
-        self.token = token
-        self.holder = holder
-        self.block = block  #: what is to be created or restored; None for a region
 
 
 class StoreState:
@@ -85,11 +46,14 @@ class StoreState:
         self.spilled_bytes = 0
         self.spilled_objects = 0
         self.restored_objects = 0
-        self._idle: OrderedDict[bytes, None] = OrderedDict()  #: sealed and unpinned, the longest unused first
+        #: sealed and unpinned, the longest unused first: primaries, and copies
+        self._idle: OrderedDict[bytes, None] = OrderedDict()
+        self._idle_copies: OrderedDict[bytes, None] = OrderedDict()
+        self._versions = 0
         self._zombies: set[Block] = set()  #: replaced under their id while still pinned
         self._placed: dict[int, Block] = {}  #: all that are in memory, replaced ones too, by offset
         self._readers: dict[Hashable, int] = {}  #: pins of sealed blocks, by client
-        self._queue: deque[_Request] = deque()
+        self._queue: deque[Request] = deque()
         self._regions: dict[int, Hashable] = {}  #: offset of the unused rest of a leased region -> its client
         #: Messages about one object come on several connections, in any order: a reader may ask before the
         #: writer has reported, and an owner may free before that.
@@ -104,14 +68,30 @@ class StoreState:
     # ---- space ---------------------------------------------------------------------------------------
 
     def create(
-        self, token: Any, holder: Hashable, object_id: bytes, size: int, owner: Hashable
+        self,
+        token: Any,
+        holder: Hashable,
+        object_id: bytes,
+        size: int,
+        owner: Hashable,
+        *,
+        primary: bool = True,
+        patient: bool = True,
     ) -> list[Command]:
-        """A client wants to write an object of `size` bytes. It holds a pin until it seals or aborts."""
+        """A client wants to write an object of `size` bytes. It holds a pin until it seals or aborts.
+
+        A copy is refused (`FileExistsError`) when the object is here by then. Who is not `patient` is refused
+        when the answer would have to wait for room.
+        """
         if aligned(size) > self.allocator.capacity:
             return [("refuse", token, "ObjectStoreFullError", self._too_large(size))]
+        commands: list[Command] = []
+        if not patient and (self._queue or not self._fits(size, commands)):
+            return [*commands, ("refuse", token, "ObjectStoreFullError", "no room without waiting")]
         block = Block(object_id, size, -1, owner)
-        self._queue.append(_Request(size, token, holder, block))
-        return self.serve()
+        block.primary = primary
+        self._queue.append(Request(size, token, holder, block))
+        return commands + self.serve()
 
     def lease(self, token: Any, holder: Hashable, size: int) -> list[Command]:
         """A client wants a region in which it places small objects itself. Refused, not queued, when there is
@@ -119,11 +99,12 @@ class StoreState:
         """
         if self._queue:
             return [("refuse", token, "ObjectStoreFullError", "others wait for space")]
-        offset = self.allocator.allocate(size)
+        commands: list[Command] = []
+        offset = self._allocate(size, commands)
         if offset is None:
-            return [("refuse", token, "ObjectStoreFullError", "no room for a region")]
+            return [*commands, ("refuse", token, "ObjectStoreFullError", "no room for a region")]
         self._regions[offset] = holder
-        return [("placed", token, offset)]
+        return [*commands, ("placed", token, offset)]
 
     def adopt(
         self, holder: Hashable, object_id: bytes, offset: int, size: int, owner: Hashable
@@ -157,7 +138,12 @@ class StoreState:
                 self._queue.popleft()  # freed while it waited
                 self._drop(block, commands)
                 continue
-            offset = self.allocator.allocate(request.size)
+            if block is not None and not block.primary and self.knows(block.object_id):
+                self._queue.popleft()
+                text = f"object {block.object_id.hex()} is here already"
+                commands.append(("refuse", request.token, "FileExistsError", text))
+                continue
+            offset = self._allocate(request.size, commands)
             if offset is None:
                 if not self._make_room(request.size, commands):
                     self._queue.popleft()
@@ -177,6 +163,36 @@ class StoreState:
         else:
             self._recalled.clear()
         return commands
+
+    def knows(self, object_id: bytes) -> bool:
+        """Whether the object is here, or is being written here, and has not been freed."""
+        block = self.blocks.get(object_id)
+        return block is not None and not block.deleting
+
+    def _allocate(self, size: int, commands: list[Command]) -> int | None:
+        """A place, for which copies that nobody reads may have to go."""
+        offset = self.allocator.allocate(size)
+        while offset is None and self._idle_copies:
+            self._drop_copy(commands)
+            offset = self.allocator.allocate(size)
+        return offset
+
+    def _fits(self, size: int, commands: list[Command]) -> bool:
+        while self.allocator.largest < aligned(size):
+            if not self._idle_copies:
+                return False
+            self._drop_copy(commands)
+        return True
+
+    def _drop_copy(self, commands: list[Command]) -> None:
+        object_id, _ = self._idle_copies.popitem(last=False)
+        self._drop(self.blocks[object_id], commands)
+        commands.append(("dropped", object_id))
+
+    def _unidle(self, object_id: bytes) -> None:
+        """It is in use, or gone."""
+        if self._idle.pop(object_id, self) is self:
+            self._idle_copies.pop(object_id, None)
 
     def _make_room(self, size: int, commands: list[Command]) -> bool:
         """Begin to spill until `size` bytes may fit. False when the disk has failed."""
@@ -221,7 +237,7 @@ class StoreState:
                     block.state = ON_DISK
         return commands + self.serve()
 
-    def _refuse(self, request: _Request, commands: list[Command]) -> None:
+    def _refuse(self, request: Request, commands: list[Command]) -> None:
         kind = "OutOfDiskError" if self._disk_trouble else "ObjectStoreFullError"
         text = self._full(request.size)
         if self._disk_trouble:
@@ -245,7 +261,7 @@ class StoreState:
 
     def _full(self, size: int) -> str:
         biggest = sorted((b for b in self.blocks.values() if b.offset >= 0), key=lambda b: -b.size)[:5]
-        holders = ", ".join(f"{b.object_id.hex()} of {b.size} bytes ({self._use_of(b)})" for b in biggest)
+        holders = ", ".join(f"{b.object_id.hex()} of {b.size} bytes ({b.use})" for b in biggest)
         return (
             f"no room for {size} bytes: {self.allocator.used} of {self.allocator.capacity} are in use and "
             f"cannot be spilled; the largest free piece has {self.allocator.largest}. "
@@ -254,14 +270,6 @@ class StoreState:
             "larger object_store_memory"
         )
 
-    @staticmethod
-    def _use_of(block: Block) -> str:
-        if not block.sealed:
-            return "being written"
-        if block.pins:
-            return f"read by {len(block.pins)} process{'es' if len(block.pins) > 1 else ''}"
-        return block.state
-
     # ---- objects -------------------------------------------------------------------------------------
 
     def _enter(self, block: Block, commands: list[Command]) -> None:
@@ -269,7 +277,7 @@ class StoreState:
         if old is not None:
             # A task that is run again makes its results again.
             del self.blocks[block.object_id]
-            self._idle.pop(block.object_id, None)
+            self._unidle(block.object_id)
             if old.waiting:  # for its file to be read back: they get the new one
                 self._parked.setdefault(block.object_id, []).extend(old.waiting)
                 old.waiting = []
@@ -294,10 +302,11 @@ class StoreState:
         holder: Hashable = None,
         owner: Hashable = None,
         keep: bool = False,
+        version: Hashable = None,
     ) -> list[Command]:
         """The object is complete and will not change; the writer's pin, if it had one, ends (or, with `keep`,
         becomes a reader's). `owner`: who owns it from now on, where that is not who was named at its
-        creation.
+        creation. `version`: of what it is a copy of.
         """
         block = self.at(object_id, offset)
         if block is None or block.sealed:
@@ -305,7 +314,14 @@ class StoreState:
         if owner is not None:
             block.owner = owner
         block.sealed = True
-        if block.pins.pop(holder, None) and keep:
+        block.version = version
+        if version is None:
+            self._versions += 1
+            block.version = self._versions
+        mine = block.pins.pop(holder, None)
+        for other, count in block.pins.items():  # of those who send it on while it is being written
+            self._readers[other] = self._readers.get(other, 0) + count
+        if mine and keep:
             self._add_pin(block, holder)
         commands: list[Command] = []
         if self.blocks.get(object_id) is block:
@@ -348,13 +364,13 @@ class StoreState:
         if block.state in (IN_MEMORY, SPILLING):
             # A block on its way to disk is still whole: `spilled` sees the pin, and keeps it in memory.
             self._add_pin(block, holder)
-            self._idle.pop(object_id, None)
+            self._unidle(object_id)
             self._recalled.discard(holder)
             return [("view", token, block.offset, block.size), *(self.serve() if self._queue else ())]
         block.waiting.append((token, holder))
         if block.state == ON_DISK:
             block.state = RESTORING
-            self._queue.append(_Request(block.size, None, None, block))
+            self._queue.append(Request(block.size, None, None, block))
             return self.serve()
         return []
 
@@ -364,7 +380,7 @@ class StoreState:
         if block is None or block.deleting or not block.sealed or block.state not in (IN_MEMORY, SPILLING):
             return None
         self._add_pin(block, holder)
-        self._idle.pop(object_id, None)
+        self._unidle(object_id)
         self._recalled.discard(holder)
         return block.offset, block.size
 
@@ -416,7 +432,7 @@ class StoreState:
             self._drop(block, commands)
             return commands + self.serve()
         if block.sealed and block.state == IN_MEMORY:
-            self._idle[block.object_id] = None
+            (self._idle if block.primary else self._idle_copies)[block.object_id] = None
             if self._queue:
                 return self.serve()
         return commands
@@ -424,7 +440,7 @@ class StoreState:
     def _drop(self, block: Block, commands: list[Command]) -> None:
         if self.blocks.get(block.object_id) is block:
             del self.blocks[block.object_id]
-            self._idle.pop(block.object_id, None)
+            self._unidle(block.object_id)
         self._zombies.discard(block)
         self._forget_space(block)
         if block.path is not None:
@@ -554,6 +570,7 @@ class StoreState:
                 "size": block.size,
                 "state": block.state,
                 "sealed": block.sealed,
+                "primary": block.primary,
                 "pins": sum(block.pins.values()),
             }
             for block in self.blocks.values()
@@ -566,6 +583,7 @@ class StoreState:
             "capacity": self.allocator.capacity,
             "used": self.allocator.used,
             "objects": len(self.blocks),
+            "copies": sum(not block.primary for block in self.blocks.values()),
             "pins": sum(sum(b.pins.values()) for b in [*self.blocks.values(), *self._zombies]),
             "spilled_bytes": self.spilled_bytes,
             "spilled_objects": self.spilled_objects,

@@ -67,6 +67,7 @@ class TaskRecord:
         "entries",
         "extra",
         "frame",
+        "key",
         "kwargs",
         "lease",
         "lineage",
@@ -99,6 +100,7 @@ class TaskRecord:
         )
         self.stored_deps: list[Any] | None = None  #: entries of arguments that lie in the store
         self.entries: list[Any] = []  #: of its returns
+        self.key: Any = None  #: its scheduling key, where that is not the template's
         self.actor: Any = None  #: the client of the actor whose method it calls
         self.stream: Any = None
         self.retries = 0  #: system failures that it may still survive (-1: any number)

@@ -186,21 +186,21 @@ class StoreClient:
 
     # ---- reading -------------------------------------------------------------------------------------
 
-    def read(self, object_id: bytes) -> list[Any]:
-        """Wire form 0 of a stored value, as views that pin it. Raises `ObjectLostError` when it is not in
-        this node's store.
+    def read(self, object_id: bytes, node: bytes = b"", size: int = 0) -> list[Any]:
+        """Wire form 0 of a stored value, as views that pin it; it is copied to this node first if it must be
+        (`node`: where the primary copy is; `size` of it). Raises `ObjectLostError` when it cannot be had.
         """
         view = self._kept.get(object_id)
         if view is None:
-            view = self._pinned(object_id)
+            view = self._pinned(object_id, node, size)
         return self.parts(view)
 
-    def _pinned(self, object_id: bytes) -> View:
+    def _pinned(self, object_id: bytes, node: bytes, size: int) -> View:
         known = self._views.get(object_id)
         view = known() if known is not None else None
         if view is None:
             arena = self._opened()
-            offset, size = self._link.node_call(m.STORE_PIN, object_id)
+            offset, size = self._link.node_call(m.STORE_PIN, object_id, node, size)
             view = arena.base(offset, size)
             self._views[object_id] = self._watch(object_id, offset, view)
         self._keep(object_id, view)
@@ -268,12 +268,16 @@ class StoreClient:
         """The object is not referenced here any more: its views live as long as somebody uses them."""
         self._kept.pop(object_id, None)
 
-    def free(self, object_ids: list[bytes]) -> None:
-        """The owner does not need these any more."""
+    def free(self, object_ids: list[bytes], node: bytes | None = None) -> None:
+        """The owner does not need these any more. `node`: another one, where the primary copies are; b"": on
+        whatever nodes."""
         for object_id in object_ids:
             self._kept.pop(object_id, None)
         self.drain()
-        self._link.node_cast(m.STORE_FREE, object_ids)
+        if node is None:
+            self._link.node_cast(m.STORE_FREE, object_ids)
+        else:
+            self._link.node_cast(m.STORE_FREE_AT, node, object_ids)
 
     def drain(self) -> None:
         """Tell the node of views that have ended since last time."""

@@ -100,6 +100,69 @@ STORE_RECALL: Final = 89
 STORE_LIST: Final = 90
 STORE_PIN_MANY: Final = 91
 
+# head <-> nodes, and what drivers and tools ask the head
+NODE_VIEW: Final = 100
+NODE_GONE: Final = 101
+NODE_DRAIN: Final = 102
+NODE_LEAVE: Final = 103
+OWNER_GONE: Final = 104
+JOB_END: Final = 105
+HEAD_DEMAND: Final = 106
+ACTOR_REFUSED: Final = 107
+ACTOR_WARNING: Final = 108
+HEAD_STOP: Final = 109
+
+# node <-> node: leases of workers elsewhere
+FORWARD: Final = 120
+FORWARDED: Final = 121
+FORWARD_REFUSED: Final = 122
+FORWARD_RETURN: Final = 123
+FORWARD_LOST: Final = 124
+FORWARD_RECALL: Final = 125
+FORWARD_HELD: Final = 126
+FORWARD_FAILED: Final = 127
+FORWARD_KILL: Final = 131
+# node <-> owner: leases, what came later
+FORWARD_WISH: Final = 132
+LEASE_RECALL: Final = 128
+LEASE_WAITS: Final = 129
+LEASE_WHY: Final = 130
+
+# objects across nodes: processes <-> their node, node <-> node
+STORE_PULL: Final = 140
+STORE_PREFETCH: Final = 141
+STORE_FREE_AT: Final = 142
+STORE_REPLICATE: Final = 143
+OBJECT_FREE: Final = 144
+OBJECT_WHO_HAS: Final = 145
+OBJECT_COPIED: Final = 146
+OBJECT_KEEP: Final = 147
+OWNER_WATCH: Final = 148
+OWNER_ENDED: Final = 149
+
+# placement groups: processes <-> head, head <-> nodes
+GROUP_CREATE: Final = 160
+GROUP_REMOVE: Final = 161
+GROUP_WATCH: Final = 162
+GROUP_STATE: Final = 163
+GROUP_FIND: Final = 164
+GROUP_TABLE: Final = 165
+GROUP_PREPARE: Final = 166
+GROUP_PREPARED: Final = 167
+GROUP_COMMIT: Final = 168
+GROUP_COMMITTED: Final = 169
+GROUP_RETURN: Final = 170
+
+# processes of a cluster: credentials, output, lists
+CREDENTIALS: Final = 180
+JOB_NODE: Final = 181
+OUTPUT: Final = 182
+OUTPUT_FLUSH: Final = 183
+LOG_LINES_FROM: Final = 184
+NODE_PROCESSES: Final = 185
+NODE_END: Final = 186
+ACTOR_TABLE: Final = 187
+
 NoneType = type(None)
 Types = type | tuple[type, ...]
 ANY: Final = object
@@ -132,7 +195,14 @@ CATALOGUE: Final[dict[int, Message]] = {
     FAIL: Message("fail", rid=int, error=list),
     # A scheduling key (resource shape, environment, strategy) is described once and then named by a number.
     LEASE_KEY: Message(
-        "lease_key", key=int, resources=dict, env=_OPT_MAP, strategy=(list, NoneType), retriable=bool
+        "lease_key",
+        key=int,
+        resources=dict,
+        env=_OPT_MAP,
+        strategy=(list, NoneType),
+        retriable=bool,
+        priority=int,
+        near=bytes,  # the node that holds most of its tasks' arguments; empty: any
     ),
     # `wanted` more leases beyond the `seen` grants that had arrived when this was sent: may be repeated.
     LEASE_DEMAND: Message("lease_demand", key=int, wanted=int, seen=int),
@@ -175,7 +245,7 @@ CATALOGUE: Final[dict[int, Message]] = {
     NEXT_ITEM: Message("next_item", rid=int, generator=bytes),
     CANCEL_REF: Message("cancel_ref", object=bytes, force=bool, recursive=bool),
     CLOSE_STREAM: Message("close_stream", generator=bytes),
-    RECOVER: Message("recover", rid=int, object=bytes, stored=bytes),
+    RECOVER: Message("recover", rid=int, object=bytes, stored=bytes, node=bytes),
     LIST_OBJECTS: Message("list_objects", rid=int),
     PROCESSES: Message("processes", rid=int),
     JOB_START: Message("job_start", rid=int, info=dict),
@@ -203,8 +273,32 @@ CATALOGUE: Final[dict[int, Message]] = {
     ACTOR_SAVE: Message("actor_save", rid=int, actor=bytes, incarnation=int, state=ANY, stored=_OPT_BYTES),
     ACTOR_RESTART: Message("actor_restart", rid=int, actor=bytes),
     ACTOR_END: Message("actor_end", actor=bytes, incarnation=int, force=bool, reason=str),
-    NODE_JOIN: Message("node_join", info=dict),
-    NODE_LOAD: Message("node_load", available=dict),
+    # `info`: a row, and what lives there (see `framework._node.head_link`). Answered with {}, and NODE_VIEW.
+    NODE_JOIN: Message("node_join", rid=int, info=dict),
+    # `pending`: what waits for resources, [[units, strategy, count], ...]. `total`: when it has changed.
+    # `seen`: how many ACTOR_PLACE of this connection are reckoned in. `busy`: workers that have something to
+    # do.
+    NODE_LOAD: Message("node_load", available=dict, pending=list, total=_OPT_MAP, seen=int, busy=int),
+    # Rows of nodes that are new or have changed; at first, of all.
+    NODE_VIEW: Message("node_view", rows=list),
+    # The head's verdict, to all nodes, which tell it to their processes.
+    NODE_GONE: Message("node_gone", node=bytes, reason=str),
+    # To the head: no new work for this node. Answered when nothing is left there.
+    NODE_DRAIN: Message("node_drain", rid=int, node=bytes, reason=str),
+    # From a node that ends in an orderly way.
+    NODE_LEAVE: Message("node_leave", reason=str),
+    # From its node: a driver or worker has ended (a driver's `job` with it).
+    OWNER_GONE: Message("owner_gone", owner=bytes, kind=str, job=bytes),
+    # From the head to all nodes: this job's driver is gone.
+    JOB_END: Message("job_end", job=bytes),
+    # What waits for room in the cluster: {"pending": [...], "groups": [...], "nodes": rows}.
+    HEAD_DEMAND: Message("head_demand", rid=int),
+    # From a node: it has no room for this actor now.
+    ACTOR_REFUSED: Message("actor_refused", actor=bytes, incarnation=int, available=dict),
+    # To the owner of an actor that cannot be placed for now.
+    ACTOR_WARNING: Message("actor_warning", actor=bytes, text=str),
+    # To the head: the whole cluster ends.
+    HEAD_STOP: Message("head_stop", rid=int, reason=str),
     NODES: Message("nodes", rid=int),
     RESOURCES: Message("resources", rid=int, available=bool),
     ACTOR_LIST: Message("actor_list", rid=int, namespace=_OPT_STR),
@@ -214,13 +308,87 @@ CATALOGUE: Final[dict[int, Message]] = {
     STORE_ADOPT: Message("store_adopt", object=bytes, offset=int, size=int, owner=bytes),
     STORE_SEAL: Message("store_seal", object=bytes, offset=int, owner=bytes, keep=bool),
     STORE_ABORT: Message("store_abort", object=bytes, offset=int),
-    STORE_PIN: Message("store_pin", rid=int, object=bytes),
+    # `node`: where the primary copy is, b"" in a session of one machine; `size` of it.
+    STORE_PIN: Message("store_pin", rid=int, object=bytes, node=bytes, size=int),
     STORE_UNPIN: Message("store_unpin", objects=list, offsets=list),
     STORE_FREE: Message("store_free", objects=list),
     STORE_RETURN: Message("store_return", offset=int),
     STORE_RECALL: Message("store_recall", objects=list),
     STORE_LIST: Message("store_list", rid=int),
     STORE_PIN_MANY: Message("store_pin_many", rid=int, objects=list),
+    # Have a copy on this node: answered when it is here.
+    STORE_PULL: Message("store_pull", rid=int, object=bytes, node=bytes, size=int),
+    # Arguments of tasks that will run here: [[object id, node, size], ...].
+    STORE_PREFETCH: Message("store_prefetch", objects=list),
+    # Free objects whose primary copy is on another node (b"": on whatever node).
+    STORE_FREE_AT: Message("store_free_at", node=bytes, objects=list),
+    # Have `copies` copies of an object of this node on others, that stay until it is freed; how many there are.
+    STORE_REPLICATE: Message("store_replicate", rid=int, object=bytes, size=int, copies=int),
+    # `how`: see `framework._node.objects_across`.
+    OBJECT_FREE: Message("object_free", rid=int, objects=list, how=int),
+    OBJECT_WHO_HAS: Message("object_who_has", rid=int, object=bytes),
+    # To whom it was copied from: the copy is complete (`here`), or gone, or was given up.
+    OBJECT_COPIED: Message("object_copied", object=bytes, here=bool),
+    # Copy this object of the node that asks, and keep it as if it were the primary.
+    OBJECT_KEEP: Message("object_keep", rid=int, object=bytes, size=int),
+    # Tell when this process of the node has ended.
+    OWNER_WATCH: Message("owner_watch", owner=bytes),
+    OWNER_ENDED: Message("owner_ended", owner=bytes),
+    # A node asks another for leases, which it names by its own numbers. Each is granted, refused (for want of
+    # room, with the row as it is now) or failed (no worker could be started). Nothing waits in a queue there.
+    FORWARD: Message(
+        "forward", leases=list, job=bytes, units=dict, env=_OPT_MAP, retriable=bool, priority=int
+    ),
+    FORWARDED: Message("forwarded", lease=int, worker=bytes, address=str, gpus=list),
+    FORWARD_REFUSED: Message("forward_refused", leases=list, row=dict),
+    FORWARD_FAILED: Message("forward_failed", lease=int, error=str, text=str),
+    # `kill`: why its worker must end, because it may be running something; empty: it is idle.
+    FORWARD_RETURN: Message("forward_return", lease=int, kill=str),
+    FORWARD_LOST: Message("forward_lost", lease=int, running=int, pid=int, detail=str, kind=str),
+    # Leases that are wanted back; with an empty list, those that are idle.
+    FORWARD_RECALL: Message("forward_recall", leases=list),
+    # All leases that the sender has from the receiver: after a lost connection.
+    FORWARD_HELD: Message("forward_held", leases=list),
+    FORWARD_KILL: Message("forward_kill", lease=int, reason=str),
+    # What waits at the sender, and finds no room here; said again as long as that is so. `waited`: seconds.
+    FORWARD_WISH: Message("forward_wish", job=bytes, units=dict, priority=int, waited=_NUMBER),
+    # To the owner: give this one back when its running task is done.
+    LEASE_RECALL: Message("lease_recall", lease=int),
+    # To the owner: nobody can serve this now, for this reason, but somebody may join who can.
+    LEASE_WAITS: Message("lease_waits", key=int, text=str),
+    # Answered with what the node knows of the request, see `framework._state.node.NodeState.why`.
+    LEASE_WHY: Message("lease_why", rid=int, key=int),
+    GROUP_CREATE: Message("group_create", rid=int, group=bytes, spec=dict),
+    GROUP_REMOVE: Message("group_remove", rid=int, group=bytes),
+    GROUP_WATCH: Message("group_watch", group=bytes),
+    # `detail`: see `framework._state.placement`.
+    GROUP_STATE: Message("group_state", group=bytes, state=str, detail=dict),
+    GROUP_FIND: Message("group_find", rid=int, name=str, namespace=str),
+    GROUP_TABLE: Message("group_table", rid=int, group=_OPT_BYTES),
+    # `bundles`: [[index, units], ...] of the group, for this node. `attempt` grows with each try to place it.
+    GROUP_PREPARE: Message("group_prepare", group=bytes, attempt=int, bundles=list),
+    GROUP_PREPARED: Message("group_prepared", group=bytes, attempt=int, text=_OPT_STR),
+    GROUP_COMMIT: Message("group_commit", group=bytes, attempt=int, bundles=list),
+    GROUP_COMMITTED: Message("group_committed", group=bytes, attempt=int, text=_OPT_STR),
+    # `attempt` < 0: all that the node holds for the group; else what it has prepared in that attempt.
+    GROUP_RETURN: Message("group_return", group=bytes, attempt=int, reason=str),
+    # From a process that has proved itself: what else it must know of the cluster ({"cluster_id",
+    # "certificate", "key"}).
+    CREDENTIALS: Message("credentials", rid=int),
+    # To the head: the node where a job's driver is (its id; None: not known).
+    JOB_NODE: Message("job_node", rid=int, job=bytes),
+    # Between nodes: lines that a worker has printed, on their way to the driver of their job. Answered when that
+    # takes more.
+    OUTPUT: Message("output", rid=int, job=bytes, host=str, pid=int, is_err=bool, lines=list),
+    # Between nodes: send all that was printed for this job so far.
+    OUTPUT_FLUSH: Message("output_flush", rid=int, job=bytes),
+    LOG_LINES_FROM: Message("log_lines_from", host=str, pid=int, is_err=bool, lines=list),
+    # To a node manager: the processes of all nodes.
+    NODE_PROCESSES: Message("node_processes", rid=int),
+    # To the head: facts of all actors that it knows, the dead that are remembered among them.
+    ACTOR_TABLE: Message("actor_table", rid=int),
+    # From a tool to the head: this node is to end, in order.
+    NODE_END: Message("node_end", rid=int, node=bytes, reason=str),
 }
 
 #: Frames of the hot path: their fields are taken apart by the handler, so only the length is checked here.

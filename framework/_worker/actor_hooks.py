@@ -107,6 +107,8 @@ class Hooks:
                     "await get_runtime_context().save_actor_state_async()"
                 )
             wire, stored = self._pack(state)
+            if stored is not None:
+                self._runtime.store.replicate(wire, 1)  # this node may be what ends
             self._runtime.head_call(m.ACTOR_SAVE, self._actor_id, self._incarnation, wire, stored)
 
     async def save_async(self) -> None:
@@ -118,6 +120,8 @@ class Hooks:
             if inspect.isawaitable(state):
                 state = await state
             wire, stored = self._pack(state)
+            if stored is not None:
+                await self._runtime.store.replicate_async(wire, 1)
             await self._runtime.head_call_async(m.ACTOR_SAVE, self._actor_id, self._incarnation, wire, stored)
 
     def _saver(self) -> Any:

@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any
 
 from framework._base import limits
 from framework._base.ids import SEVERAL_TASKS
+from framework._base.resources import out_of_group
 from framework._base.signature import is_async_class
 from framework._net.connection import Connection, Frame
 from framework._runtime.config import new_loop
@@ -58,9 +59,13 @@ class ActorHost:
         self.class_name: str = spec["class_name"]
         self.name: str | None = spec.get("name")
         self.log_name: str = self.name or self.class_name
+        self.detached = spec.get("lifetime") == "detached"
         self.max_task_retries: int = spec.get("max_task_retries", 0)
         self.restarted = restarted
-        self.resources: dict[str, int] = spec["resources"]
+        self.resources: dict[str, int] = out_of_group(spec["resources"])
+        self.strategy: list[Any] | None = spec.get("strategy")  #: where it was to be placed
+        if self.strategy and self.strategy[0] == "group" and self.strategy[3]:
+            self._runtime.captures = True
         self._spec = spec
         self.hooks = Hooks(self._runtime, actor_id, restarted, self.class_name)
         self.instance: Any = None
@@ -462,7 +467,7 @@ class ActorHost:
             and self._runtime.store.client.held(wire[1]) is None
         ):
             with contextlib.suppress(ObjectLostError):  # `decode_args` meets it again
-                await self._runtime.await_on_loop(self._runtime.store.prepare(wire[1]))
+                await self._runtime.await_on_loop(self._runtime.store.prepare(wire))
 
     async def _in_pool(self, unique: int, function: Any, args: list[Any], kwargs: dict[str, Any]) -> Any:
         """A plain method of an async actor: in a thread, so that the loop goes on."""

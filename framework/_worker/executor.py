@@ -107,9 +107,10 @@ class Executor:
 
     # ---- frames (loop) -------------------------------------------------------------------------------
 
-    @staticmethod
-    def _template(connection: Connection, frame: Frame) -> None:
-        connection.state.incoming[frame[1]] = ExecTemplate(frame[2])
+    def _template(self, connection: Connection, frame: Frame) -> None:
+        template = connection.state.incoming[frame[1]] = ExecTemplate(frame[2])
+        if template.strategy is not None and template.strategy[3]:
+            self.runtime.captures = True
 
     def _lease_begin(self, connection: Connection, frame: Frame) -> None:
         _, _, gpus, omp = frame
@@ -131,6 +132,8 @@ class Executor:
             raise ProtocolError("task: fields of wrong types")
         if frame[2] not in connection.state.incoming:
             raise ProtocolError(f"task of an unknown template {frame[2]!r}")
+        if self.runtime.store.node_id:
+            self.runtime.store.prefetch([*frame[3], *(frame[4] or {}).values()])
         if self.actor is not None:
             self.actor.arrived(connection, frame)
             return
@@ -392,6 +395,7 @@ class Executor:
             template.name,
             resources=template.resources,
             gpus=self.gpus,
+            strategy=template.strategy,
         )
         if extra is not None:
             context.deadline = extra.get("deadline")

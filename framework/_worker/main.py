@@ -9,6 +9,7 @@ import sys
 import threading
 from typing import Any
 
+from framework._base.cluster import ClusterFacts
 from framework._net.connection import Connection, Frame
 from framework._net.listener import connect_unix
 from framework._runtime import logs
@@ -40,6 +41,8 @@ def run_worker(config: dict[str, Any], env: dict[str, str]) -> int:
     _reseed()
     mine = Config(session_dir=session_dir, worker_id=worker_id, is_driver=False)
     mine.node_id = config["node_id"]
+    if config.get("cluster") is not None:
+        mine.join(ClusterFacts.from_dict(config["cluster"]))
     mine.env = env
     runtime: Runtime = _made[0](mine)
     # Before anybody's lease: an owner may be here sooner than the node's WELCOME.

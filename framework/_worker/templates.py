@@ -46,6 +46,7 @@ class ExecTemplate:
         "retry",
         "returns",
         "scope",
+        "strategy",
     )
 
     def __init__(self, spec: dict[str, Any]) -> None:
@@ -56,6 +57,7 @@ class ExecTemplate:
         self.scope: bytes = spec["scope"]  #: the last 16 bytes of its task ids
         self.max_calls: int = spec.get("max_calls", 0)
         self.resources: dict[str, int] | None = spec.get("resources")
+        self.strategy: list[Any] | None = spec.get("strategy")  #: in placement groups
         self.retry: bytes | None = spec.get("retry")  #: pickled (exceptions to retry for, predicate), if any
         self.careful: bool = spec.get(
             "careful", False

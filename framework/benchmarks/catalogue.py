@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import re
 
-from framework.benchmarks import actors, floors, fresh, objects, peers, stored, tasks
+from framework.benchmarks import actors, floors, fresh, objects, peers, stored, tasks, transfers
 from framework.benchmarks.model import Workload
 
 PRODUCT: tuple[Workload, ...] = (
-    objects.WORKLOADS + stored.WORKLOADS + tasks.WORKLOADS + actors.WORKLOADS + fresh.WORKLOADS
+    objects.WORKLOADS
+    + stored.WORKLOADS
+    + tasks.WORKLOADS
+    + actors.WORKLOADS
+    + transfers.WORKLOADS
+    + fresh.WORKLOADS
 )
 ALL: tuple[Workload, ...] = floors.WORKLOADS + PRODUCT + peers.WORKLOADS
 

@@ -22,6 +22,7 @@ from typing import cast
 import msgpack
 import numpy as np
 
+from framework.benchmarks import tcp_copy
 from framework.benchmarks.echo_server import loop_factory
 from framework.benchmarks.model import GB_PER_SECOND, PER_SECOND, SECONDS, Measure, Row, Settings, Workload
 from framework.benchmarks.runner import async_rate, rate_measure, time_measure
@@ -31,6 +32,7 @@ ECHO_BATCH = "socket echo, in flight"
 PIPE = "pipe ping-pong"
 MEMCPY = "memcpy, warm"
 MEMCPY_FRESH = "memcpy, fresh pages"
+TCP_COPY = "TCP copy by asyncio"
 INTERPRETER = "fresh interpreter"
 FORK = "fork and first byte"
 SPIN = "items of 1 ms on all cores"
@@ -174,6 +176,31 @@ def _memcpy_fresh(settings: Settings) -> Iterator[Measure]:
 
 
 @contextmanager
+def _tcp_copy(settings: Settings) -> Iterator[Measure]:
+    command = [sys.executable, "-P", str(Path(tcp_copy.__file__))]
+    with (
+        subprocess.Popen(command, stdout=subprocess.PIPE) as process,
+        asyncio.Runner(loop_factory=loop_factory()) as runner,
+    ):
+        try:
+            if process.stdout is None or not (port := process.stdout.readline()):
+                raise RuntimeError("the sender did not start")
+            receiver = tcp_copy.Receiver(2 * _COPY_BYTES)
+
+            async def connect() -> None:
+                await asyncio.get_running_loop().create_connection(lambda: receiver, "127.0.0.1", int(port))
+
+            runner.run(connect())
+
+            def measure(seconds: float) -> Sequence[float]:
+                return (runner.run(async_rate(receiver.receive, seconds)) * 2 * _COPY_BYTES / 1e9,)
+
+            yield measure
+        finally:
+            process.kill()
+
+
+@contextmanager
 def _interpreter(settings: Settings) -> Iterator[Measure]:
     def start() -> float:
         begin = time.perf_counter()
@@ -238,6 +265,7 @@ WORKLOADS: tuple[Workload, ...] = (
     Workload("floors", (Row(PIPE, PER_SECOND),), _pipe, product=False),
     Workload("floors", (Row(MEMCPY, GB_PER_SECOND),), _memcpy_warm, product=False),
     Workload("floors", (Row(MEMCPY_FRESH, GB_PER_SECOND),), _memcpy_fresh, product=False),
+    Workload("floors", (Row(TCP_COPY, GB_PER_SECOND),), _tcp_copy, product=False),
     Workload("floors", (Row(INTERPRETER, SECONDS),), _interpreter, product=False),
     Workload("floors", (Row(FORK, SECONDS),), _fork, product=False),
     Workload("floors", (Row(SPIN, PER_SECOND),), _spin, product=False),

@@ -60,3 +60,20 @@ def store_stats() -> dict[str, int]:
     objects to come, part of ``used``), ``waiting``; sizes in bytes."""
     stats: dict[str, int] = current().store.node_call(m.STORE_LIST)["stats"]
     return stats
+
+
+def why_pending(ref: Any) -> str:
+    """Why the task behind this reference (or generator) is not done yet, as a text for people: on which of
+    its arguments it waits and what makes those, what it needs and what is free on which node, whether no node
+    can run it at all, whether its placement group is not placed or full, whether workers are being started;
+    or where it runs. Blocks for one round trip to the node.
+
+    Raises `TypeError` for anything else than a reference.
+    """
+    from framework._runtime.reasons import why
+
+    entry = getattr(getattr(ref, "_ref", ref), "_entry", None)
+    if entry is None:
+        raise TypeError(f"why_pending() takes an ObjectRef, not {ref!r} of type {type(ref).__name__}")
+    runtime = current()
+    return str(runtime.run_sync(why(runtime, entry)))

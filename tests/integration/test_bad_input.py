@@ -18,7 +18,12 @@ from framework.exceptions import (
     ForkedProcessError,
     NotInitializedError,
 )
-from framework.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+from framework.util.scheduling_strategies import (
+    In,
+    NodeAffinitySchedulingStrategy,
+    NodeLabelSchedulingStrategy,
+    PlacementGroupSchedulingStrategy,
+)
 
 pytestmark = pytest.mark.integration
 
@@ -142,14 +147,24 @@ def test_decorating_what_cannot_be_remote(decorate: Callable[[], Any]) -> None:
         decorate()
 
 
-def test_a_strategy_that_is_not_supported(session: object) -> None:
-    class PlacementGroupSchedulingStrategy:
-        placement_group = None
-
-    with pytest.raises(ValueError, match="not supported yet"):
-        add.options(scheduling_strategy=PlacementGroupSchedulingStrategy()).remote(1)
+def test_strategies_that_mean_nothing(session: object) -> None:
     with pytest.raises(ValueError, match="node_id"):
         NodeAffinitySchedulingStrategy(5, soft=False)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="placement_group"):
+        PlacementGroupSchedulingStrategy("a group")
+    with pytest.raises(TypeError, match=r"In\(\.\.\.\)"):
+        NodeLabelSchedulingStrategy({"zone": "a"})
+    with pytest.raises(ValueError, match="needs a label"):
+        NodeLabelSchedulingStrategy({})
+    with pytest.raises(ValueError, match="at least one value"):
+        In()
+    both = add.options(label_selector={"zone": "a"}, scheduling_strategy="SPREAD")
+    with pytest.raises(ValueError, match="together"):
+        both.remote(1)
+    with pytest.raises(ValueError, match="label_selector"):
+        add.options(label_selector={"zone": "in(a"})
+    with pytest.raises(TypeError, match="priority"):
+        add.options(priority=0.5)  # type: ignore[typeddict-item]
 
 
 # ---- get, wait, put, cancel, kill --------------------------------------------------------------------

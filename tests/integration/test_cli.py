@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -213,3 +214,53 @@ def test_a_second_session_is_no_hindrance_to_private_ones(cli: Cli, monkeypatch:
     with fw.init(num_cpus=1) as context:
         assert context.session_dir != address
     assert "drivers: 0" in cli("status")
+
+
+def test_lists(cli: Cli) -> None:
+    address = cli.start("--num-cpus", "1")
+    source = """
+import framework as fw, time
+fw.init(address="auto", namespace="shown")
+@fw.remote
+def slow(): time.sleep(100)
+@fw.remote(num_cpus=0)
+class A:
+    def ping(self): return 1
+a = A.options(name="here").remote()
+fw.get(a.ping.remote())
+ref, running = fw.put(b"x" * 1_000_000), slow.remote()
+print("READY", ref.hex())
+time.sleep(1000)
+"""
+    with Driver(source, cli.root) as driver:
+        ref = driver.expect("READY").split()[1]
+        objects = json.loads(cli("list", "objects", "--format=json", f"--filter=OBJECT_ID={ref}"))
+        assert [row["type"] for row in objects] == ["DRIVER"] and objects[0]["object_size"] >= 1_000_000
+        assert "objects: 0" in cli("list", "objects", "--filter=TASK_STATUS=LOST", f"--address={address}")
+        assert ref in cli("memory") and "MiB in use" in cli("memory")
+        (actor,) = json.loads(cli("list", "actors", "--format=json", "--detail"))
+        assert (actor["name"], actor["namespace"], actor["class_name"]) == ("here", "shown", "A")
+        assert actor["state"] == "ALIVE" and actor["pid"] > 0 and len(actor["node_id"]) == 56
+        assert "slow" in cli("list", "tasks")
+        kinds = [row["type"] for row in json.loads(cli("list", "workers", "--format=json"))]
+        assert kinds.count("DRIVER") == 1 and "WORKER" in kinds
+        (node,) = json.loads(cli("list", "nodes", "--format=json"))
+        assert node["state"] == "ALIVE" and node["is_head_node"]
+        assert "placement-groups: 0" in cli("list", "placement-groups")
+        assert "no column" in cli("list", "nodes", "--filter=NOTHING=1", code=1)
+        assert "KEY=VALUE" in cli("list", "nodes", "--filter=NOTHING", code=1)
+        driver.signal(signal.SIGKILL)
+
+
+def test_the_session_of_the_program_that_asks_comes_first(cli: Cli) -> None:
+    """As in a notebook's ``!`` line."""
+    cli.start("--num-cpus", "1")
+    source = """
+import framework as fw, subprocess, sys
+fw.init(num_cpus=1)
+ref = fw.put(b"x" * 1_000_000)
+subprocess.run([sys.executable, "-m", "framework", "list", "objects"], check=True)
+"""
+    with Driver(source, cli.root) as driver:
+        assert driver.finish() == 0, driver.text()
+    assert driver.out[0] == "objects: 1", driver.text()

@@ -556,3 +556,31 @@ def test_a_chain_of_thousands_of_tasks_fails_with_its_first(session: object) -> 
         ref = step.remote(ref)
     with pytest.raises(ValueError, match="the first"):
         get(ref)
+
+
+@fw.remote(num_cpus=0)
+class Maker:
+    """Has made what it hands out, and keeps nothing of it."""
+
+    def make(self) -> list[Any]:
+        return [fw.put(np.ones(200_000))]
+
+
+@fw.remote(num_cpus=0)
+class Relay:
+    """Hands on what another one has made."""
+
+    def __init__(self, maker: Any) -> None:
+        self._maker = maker
+
+    def relay(self) -> Any:
+        return fw.get(self._maker.make.remote())
+
+
+def test_a_reference_that_arrives_on_a_connection_that_a_task_has_opened(session: object) -> None:
+    """Callbacks of a connection run in the context of whoever opened it: that is no task."""
+    maker = Maker.remote()
+    relay_actor = Relay.remote(maker)
+    for _ in range(3):
+        (ref,) = get(relay_actor.relay.remote())
+        assert get(ref).sum() == 200_000

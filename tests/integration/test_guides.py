@@ -15,7 +15,10 @@ ROOT = Path(__file__).resolve().parents[2]
 pytestmark = [pytest.mark.integration, pytest.mark.slow]
 
 
-@pytest.mark.parametrize("guide", ["actors.md", "sessions.md", "supervision.md"])
+@pytest.mark.parametrize(
+    "guide",
+    ["actors.md", "cluster.md", "placement_groups.md", "scheduling.md", "sessions.md", "supervision.md"],
+)
 def test_the_snippets_of_a_guide_are_one_program(guide: str, tmp_path: Path) -> None:
     text = (ROOT / "docs" / guide).read_text()
     program = "\n".join(re.findall(r"^```python\n(.*?)^```$", text, re.DOTALL | re.MULTILINE))

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping
 from typing import Any
+
+import msgpack
 
 from framework._net.connection import Connection, Handler
 from framework._wire import messages as m
@@ -25,10 +28,22 @@ class Recorder(Connection):
         self.said: list[list[Any]] = []
         self.answers: list[Any] = []
         self._rid = 0
+        self._calls_made = 0
+        self.calls: dict[int, asyncio.Future[Any]] = {}  #: that the service waits for, by number
 
     def cast(self, *frame: Any) -> None:
         assert m.check(list(frame)) == frame[0], "a frame of the catalogue"
         self.said.append(list(frame))
+
+    def post(self, data: bytes) -> None:
+        self.cast(*msgpack.unpackb(data, strict_map_key=False))
+
+    def call(self, opcode: int, *fields: Any) -> asyncio.Future[Any]:
+        self._calls_made += 1
+        self.cast(opcode, self._calls_made, *fields)
+        future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        self.calls[self._calls_made] = future
+        return future
 
     def reply(self, rid: int, value: Any) -> None:
         assert rid == self._rid

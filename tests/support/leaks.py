@@ -25,7 +25,7 @@ def framework_processes(session_root: Path) -> list[str]:
     found = []
     for process in psutil.process_iter(["pid", "cmdline", "status"]):
         line = " ".join(process.info["cmdline"] or [])
-        if "framework._node" in line and str(session_root) in line:
+        if ("framework._node" in line or "framework._head" in line) and str(session_root) in line:
             found.append(f"{process.info['pid']} {process.info['status']} {line[:120]}")
     return found
 

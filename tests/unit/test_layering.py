@@ -51,10 +51,14 @@ PUBLIC_MODULES = frozenset(
         "_arrays",
         "_boot",
         "_cli",
+        "_cli_listing",
+        "_cli_status",
+        "_detach",
         "_handle",
         "_init_checks",
         "_methods",
         "_session",
+        "_strategies",
     }
 )
 # Names under which a grab bag of functions would hide.

@@ -43,5 +43,28 @@ def test_nothing_heavy_is_loaded(process: str, statements: str) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    "statements",
+    [
+        "import framework; framework.init; import framework._boot, framework._node.local",
+        "import framework; import framework._head.service, framework._node.process",
+        "from framework._worker.__main__ import preload; preload()",
+    ],
+)
+def test_what_only_clusters_need_is_not_loaded_in_a_local_session(statements: str) -> None:
+    assert not loaded(statements) & {
+        "sqlite3",
+        "click",
+        "rich",
+        "framework._head.cluster",
+        "framework._net.tcp",
+        "framework._node.clustered",
+        "framework._node.launching",
+        "framework._node.neighbours",
+        "framework._service.credentials",
+    }
+
+
+@pytest.mark.slow
 def test_import_alone_loads_no_asyncio() -> None:
     assert not loaded("import framework") & {"asyncio", "uvloop", "msgpack", "cloudpickle"}

@@ -27,7 +27,7 @@ class World:
         self.head = HeadService(asyncio.get_running_loop())
         self.node = Recorder("", b"n")
         self.one, self.two = Recorder("driver", b"1"), Recorder("driver", b"2")
-        self.node.tell(
+        self.node.ask(
             self.head.handlers,
             m.NODE_JOIN,
             {"node_id": b"n", "total": {"CPU": 20_000, "oven": 10_000}, "pid": 1, "session_dir": "/s"},
@@ -67,12 +67,12 @@ async def test_every_job_gets_a_number_of_its_own(world: World) -> None:
 
 async def test_members_and_resources(world: World) -> None:
     assert world.ask(world.one, m.RESOURCES, False) == {"CPU": 20_000, "oven": 10_000}
-    world.tell(world.node, m.NODE_LOAD, {"CPU": 5_000, "oven": 0})
+    world.tell(world.node, m.NODE_LOAD, {"CPU": 5_000, "oven": 0}, [], None, 0, 0)
     assert world.ask(world.one, m.RESOURCES, True) == {"CPU": 5_000, "oven": 0}
     assert world.ask(world.one, m.RESOURCES, False) == {"CPU": 20_000, "oven": 10_000}
     (node,) = world.ask(world.one, m.NODES)
     assert (node["node_id"], node["pid"], node["session_dir"]) == (b"n", 1, "/s")
-    world.tell(world.one, m.NODE_LOAD, {"CPU": 1})  # of one that is no node
+    world.tell(world.one, m.NODE_LOAD, {"CPU": 1}, [], None, 0, 0)  # of one that is no node
     world.lost(world.node)
     assert world.ask(world.one, m.NODES) == [] and world.ask(world.one, m.RESOURCES, False) == {}
 

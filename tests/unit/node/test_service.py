@@ -83,7 +83,7 @@ class World:
             (ident,) = await self.forks(1)
         pid = self.sleeper()
         self.zygote.send(msgpack.packb(["forked", ident, pid, ""]))
-        await spin(lambda: self.service._processes[ident].pid)
+        await spin(lambda: self.service.processes.by_id[ident].pid)
         worker = Recorder("worker", ident, pid=pid)
         self.service.peer_joined(worker)
         return worker
@@ -91,7 +91,7 @@ class World:
     async def exit(self, worker: Recorder, status: int = signal.SIGKILL) -> None:
         """Its process ends, as the zygote tells it."""
         self.zygote.send(msgpack.packb(["exited", worker.peer["pid"], status]))
-        await spin(lambda: worker.ident not in self.service._processes)
+        await spin(lambda: worker.ident not in self.service.processes.by_id)
         self.service.peer_lost(worker)
 
     def driver(self, job: bytes = JOB) -> Recorder:
@@ -104,7 +104,7 @@ class World:
         peer.tell(handlers, opcode, *fields)
 
     def want(self, driver: Recorder, leases: int = 1, cpus: float = 1, key: int = 1) -> None:
-        self.tell(driver, m.LEASE_KEY, key, {"CPU": int(cpus * CPU)}, None, None, True)
+        self.tell(driver, m.LEASE_KEY, key, {"CPU": int(cpus * CPU)}, None, None, True, 0, b"")
         self.tell(driver, m.LEASE_DEMAND, key, leases, 0)
 
     def place(self, **more: Any) -> None:
@@ -123,7 +123,7 @@ stays = pytest.mark.parametrize("world", [True], indirect=True)
 
 
 async def test_it_joins_the_head_and_starts_workers_ahead(world: World) -> None:
-    ((info,),) = world.head.take(m.NODE_JOIN)
+    ((_, info),) = world.head.take(m.NODE_JOIN)
     assert (info["total"], info["pid"], info["session_dir"]) == (
         {"CPU": 2 * CPU},
         os.getpid(),
@@ -347,7 +347,7 @@ async def test_the_zygote_dies(world: World) -> None:
         theirs.setblocking(False)
         return ours, world.sleeper()
 
-    world.service._zygotes._spawn = spawn
+    world.service.processes.zygotes._spawn = spawn
     pid = worker.peer["pid"]
     world.zygote.close()
     await spin(lambda: driver.take(m.LEASE_LOST))

@@ -89,7 +89,7 @@ class Node:
         return object_id
 
     def memory(self, offset: int, size: int) -> memoryview:
-        return self.service._mapped().memory(offset, size)
+        return self.service.arena().memory(offset, size)
 
     @property
     def stats(self) -> dict[str, int]:
@@ -108,7 +108,7 @@ def node(tmp_path: Path) -> Iterator[Node]:
 def test_written_pinned_read_freed(node: Node) -> None:
     object_id = node.make(1)
     reader = Peer(node.service)
-    offset, size = node.call(reader, m.STORE_PIN, object_id)
+    offset, size = node.call(reader, m.STORE_PIN, object_id, b"", 0)
     assert bytes(node.memory(offset, 8)) == b"\1" * 8 and size == MIB
     node.owner.send(m.STORE_FREE, [object_id])
     assert reader.casts == [(m.STORE_RECALL, [object_id])]
@@ -154,7 +154,7 @@ def test_a_full_store_goes_to_disk_and_comes_back(node: Node) -> None:
     ids = [node.make(n) for n in range(1, 9)]
     assert node.stats["spilled_bytes"] >= 4 * MIB
     for number, object_id in enumerate(ids, 1):
-        offset, _ = node.call(node.owner, m.STORE_PIN, object_id)
+        offset, _ = node.call(node.owner, m.STORE_PIN, object_id, b"", 0)
         assert bytes(node.memory(offset, 8)) == bytes([number]) * 8
         node.owner.send(m.STORE_UNPIN, [object_id], [offset])
     node.owner.send(m.STORE_FREE, ids)
@@ -169,15 +169,15 @@ def test_a_damaged_file_is_a_lost_object(node: Node) -> None:
     for name in os.listdir(node.dir / "spill"):
         os.truncate(node.dir / "spill" / name, 10)
     with pytest.raises(exceptions.ObjectLostError, match="shorter than the object"):
-        node.call(node.owner, m.STORE_PIN, ids[0])
+        node.call(node.owner, m.STORE_PIN, ids[0], b"", 0)
 
 
 def test_who_waits_too_long_is_refused(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(limits, "STORE_FULL_GRACE", 0.02)
     with pytest.raises(exceptions.ObjectLostError):
-        node.call(node.owner, m.STORE_PIN, b"?" * 28)
+        node.call(node.owner, m.STORE_PIN, b"?" * 28, b"", 0)
     object_id = node.make(1, 4)
-    offset, _ = node.call(node.owner, m.STORE_PIN, object_id)
+    offset, _ = node.call(node.owner, m.STORE_PIN, object_id, b"", 0)
     with pytest.raises(exceptions.ObjectStoreFullError, match="read by 1 process"):
         node.call(node.owner, m.STORE_CREATE, b"2" * 28, MIB, OWNER)
     assert (m.STORE_RECALL, []) in node.owner.casts
@@ -187,7 +187,7 @@ def test_who_waits_too_long_is_refused(node: Node, monkeypatch: pytest.MonkeyPat
 def test_the_end_of_a_process_frees_what_it_held(node: Node) -> None:
     object_id = node.make(1)
     other = Peer(node.service)
-    node.call(other, m.STORE_PIN, object_id)
+    node.call(other, m.STORE_PIN, object_id, b"", 0)
     node.call(other, m.STORE_CREATE, b"2" * 28, MIB, OWNER)
     node.call(other, m.STORE_LEASE, MIB)
     node.service.peer_lost(other)  # type: ignore[arg-type]
@@ -219,7 +219,7 @@ def test_the_arena_is_handed_to_whoever_connects(node: Node) -> None:
         sock.connect(str(node.dir / "sockets" / "store"))
         node.loop.run_until_complete(asyncio.sleep(0.001))
         arena = Arena(*receive_arena(sock))
-    offset, _ = node.call(node.owner, m.STORE_PIN, object_id)
+    offset, _ = node.call(node.owner, m.STORE_PIN, object_id, b"", 0)
     assert bytes(arena.memory(offset, 8)) == b"\7" * 8
     assert (os.stat(node.dir / "sockets" / "store").st_mode & 0o777) == 0o600
 

@@ -32,7 +32,7 @@ def runtime() -> FakeRuntime:
 
 
 def stored(object_id: bytes, owner: str = "unix:me") -> list[Any]:
-    return [3, object_id, owner, 10, []]
+    return [3, object_id, owner, 10, [], b""]
 
 
 def result_id(number: int, index: int = 1) -> bytes:
@@ -326,13 +326,13 @@ def test_a_borrower_asks_for_what_it_could_not_find(runtime: FakeRuntime) -> Non
     recover = runtime.lineage.handlers[m.RECOVER]
     borrower: Any = FakeConnection("borrower")
     entry = run.entries[0]
-    recover(borrower, [m.RECOVER, 1, entry.id, b"a name that it had before"])
+    recover(borrower, [m.RECOVER, 1, entry.id, b"a name that it had before", b""])
     assert borrower.replies == {1: stored(entry.id)}, "it has been made again meanwhile"
     assert runtime.submitter.ready_tasks == []
-    recover(borrower, [m.RECOVER, 2, entry.id, entry.id])
-    recover(borrower, [m.RECOVER, 3, entry.id, entry.id])
+    recover(borrower, [m.RECOVER, 2, entry.id, entry.id, b""])
+    recover(borrower, [m.RECOVER, 3, entry.id, entry.id, b""])
     assert set(borrower.replies) == {1}
     finish(runtime)
     assert borrower.replies == dict.fromkeys((1, 2, 3), stored(entry.id))
-    recover(borrower, [m.RECOVER, 4, b"u" * 28, b"u" * 28])
+    recover(borrower, [m.RECOVER, 4, b"u" * 28, b"u" * 28, b""])
     assert isinstance(borrower.replies[4], ObjectLostError)

@@ -65,7 +65,7 @@ def test_what_is_completed_inside_of_a_waiter_is_told_after_it() -> None:
 def test_a_second_copy_of_what_nobody_needs_is_discarded() -> None:
     table, discarded = objects()
     entry = Entry(b"1")
-    wire = [3, b"1", "unix:x", 10, []]
+    wire = [3, b"1", "unix:x", 10, [], b""]
     table.complete(entry, wire)
     table.complete(entry, wire)
     assert discarded == [], "it is the same block"

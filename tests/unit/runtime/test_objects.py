@@ -189,7 +189,7 @@ def test_who_asks_for_a_failed_object_gets_its_error(runtime: FakeRuntime) -> No
 
 def test_a_result_that_is_made_again_brings_its_references(runtime: FakeRuntime) -> None:
     def stored(name: bytes, *refs: tuple[bytes, str]) -> list[Any]:
-        return [3, name, runtime.address, 10, [[i, o] for i, o in refs]]
+        return [3, name, runtime.address, 10, [[i, o] for i, o in refs], b""]
 
     old, new = runtime.new(THEIRS, 1), runtime.new(OTHER, 2)
     ref = runtime.new(MINE, stored(MINE, (THEIRS, runtime.address)))

@@ -39,6 +39,7 @@ class Store(RuntimeStore):
         self.client: Any = Client()
         self._runtime: Any = self
         self.waiting: Any = self
+        self.node_id = b""
         self.in_memory = in_memory
         self.batches: list[list[bytes]] = []
         self.pinned: set[bytes] = set()
@@ -56,8 +57,9 @@ class Store(RuntimeStore):
     def blocked(self) -> Iterator[None]:
         yield
 
-    def _asked_for(self, object_id: bytes) -> Future[Any]:
+    def _asked_for(self, wire: list[Any]) -> Future[Any]:
         """Every other one cannot be had."""
+        object_id = wire[1]
         self.asked.append(object_id)
         future: Future[Any] = Future()
         if object_id[-1] % 2:
@@ -86,7 +88,7 @@ class _Pins:
 
 
 def stored(number: int) -> list[Any]:
-    return [FORM_STORED, number.to_bytes(2, "big"), "owner", 1, []]
+    return [FORM_STORED, number.to_bytes(2, "big"), "owner", 1, [], b""]
 
 
 @given(st.lists(st.one_of(st.none(), st.integers(0, 40)), max_size=60), st.sets(st.integers(0, 40)))

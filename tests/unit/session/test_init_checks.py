@@ -29,7 +29,12 @@ def nothing_starts(monkeypatch: pytest.MonkeyPatch) -> None:
         ({"log_level": 1}, ValueError, "did you mean 'logging_level'"),
         ({"adress": "x"}, ValueError, "did you mean 'address'"),
         ({"xyzzy": 1}, ValueError, "has no argument 'xyzzy'. Valid: .*num_cpus"),
-        ({"labels": {}}, ValueError, "not supported yet"),
+        ({"labels": ["a"]}, TypeError, "dict of str"),
+        ({"labels": {"a": 1}}, TypeError, "dict of str"),
+        ({"labels": {"-a": "b"}}, ValueError, "name of a label"),
+        ({"labels": {"a": "b c"}}, ValueError, "value of a label"),
+        ({"labels": {"a": "b" * 64}}, ValueError, "value of a label"),
+        ({"labels": {"ray.io/a": "b"}}, ValueError, "system"),
         ({"job_config": None}, ValueError, "runtime_env"),
         ({"_temp_dir": "/x"}, ValueError, "FRAMEWORK_TMPDIR"),
         ({"local_mode": True}, ValueError, "local_mode"),
@@ -87,6 +92,7 @@ def test_what_the_node_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         "object_store_memory": 100_000_000,
         "spill_directory": str(tmp_path / "spill"),
         "memory_threshold": 0.5,
+        "labels": {},
     }
     monkeypatch.setenv("FRAMEWORK_MEMORY_USAGE_THRESHOLD", "0.25")
     monkeypatch.setenv("FRAMEWORK_SPILL_DIRECTORY", str(tmp_path))

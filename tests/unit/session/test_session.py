@@ -11,9 +11,16 @@ from types import SimpleNamespace
 import pytest
 
 from framework import _session
-from framework._node.session import create_session
+from framework._base.cluster import ClusterFacts
+from framework._node import control
+from framework._node.session import create_session, write_node_pid
+from framework._service.credentials import write_private
 from framework._session import Context
 from framework.exceptions import ConnectionFailedError, LocalNodeDiedError
+
+
+def facts(head: str = "127.0.0.1:6380") -> ClusterFacts:
+    return ClusterFacts(cluster_id=bytes(16), token=bytes(32), head=head, host="127.0.0.1", node_id=bytes(28))
 
 
 @pytest.fixture
@@ -25,6 +32,7 @@ def context() -> Context:
         namespace="n",
         node_ip="127.0.0.1",
         is_driver=True,
+        cluster=None,
     )
     ready: concurrent.futures.Future[None] = concurrent.futures.Future()
     return Context(SimpleNamespace(config=config, node_ready=ready), True)
@@ -33,7 +41,7 @@ def context() -> Context:
 def test_a_context_is_a_mapping_of_facts(context: Context) -> None:
     assert context["session_dir"] == context.session_dir == context["address"] == "/s"
     assert (context["node_id"], context["job_id"], context["namespace"]) == ("ab", "01000000", "n")
-    assert dict(context) == context.address_info and len(context) == len(list(context)) == 6
+    assert dict(context) == context.address_info and len(context) == len(list(context)) == 7
     assert context.dashboard_url == "" and "/s" in repr(context)
     with pytest.raises(KeyError):
         context["nothing"]
@@ -65,12 +73,39 @@ def test_addresses(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("FRAMEWORK_TMPDIR", str(tmp_path))
     path = create_session("ab")
     monkeypatch.chdir(tmp_path)
-    assert _session._session_at(os.path.relpath(path)) == path
-    for address, text in (("auto", "framework start --head"), ("host:1", "not supported yet"), ("/x", "/x")):
+    monkeypatch.delenv("FRAMEWORK_TOKEN", raising=False)
+    assert _session._session_at(os.path.relpath(path)) == (path, None, None)
+    for address, text in (
+        ("auto", "framework start --head"),
+        ("127.0.0.1:1", "FRAMEWORK_TOKEN"),
+        ("/x", "/x"),
+        ("host:", "neither"),
+        ("host", "neither"),
+    ):
         with pytest.raises(ConnectionFailedError, match=text):
             _session._session_at(address)
     with pytest.raises(TypeError):
         _session._session_at(5)  # type: ignore[arg-type]
+
+
+def test_a_node_of_the_cluster_on_this_machine_is_found(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("FRAMEWORK_TMPDIR", str(tmp_path))
+    sessions = {name: create_session(name) for name in ("aa", "bb", "cc", "dd")}
+    for name, head in (("aa", "127.0.0.1:7000"), ("bb", "127.0.0.1:6380"), ("cc", "127.0.0.1:6380")):
+        write_private(os.path.join(sessions[name], "cluster.json"), facts(head).to_dict())
+        write_node_pid(sessions[name], name != "cc")
+    assert control.sessions_of_cluster("127.0.0.1:6380") == [sessions["bb"], sessions["cc"]]
+    assert control.sessions_of_cluster("localhost:6380") == [sessions["bb"], sessions["cc"]]
+    assert control.sessions_of_cluster("127.0.0.1:1") == []
+    Path(sessions["cc"], "head.json").touch()
+    session_dir, node, joined = _session._session_at("127.0.0.1:6380")
+    assert (session_dir, node) == (sessions["cc"], None), "the head's node first"
+    assert joined is not None and joined.head == "127.0.0.1:6380"
+    assert _session._session_at(sessions["dd"]) == (sessions["dd"], None, None)
+    Path(sessions["bb"], "node.pid").write_text("999999999\nstays")
+    assert control.sessions_of_cluster("127.0.0.1:6380") == [sessions["cc"]], "one has ended"
 
 
 def test_outside_of_a_loop_and_inside() -> None:

@@ -47,6 +47,36 @@ def test_unknown_functions_go_one_to_each_lease() -> None:
     assert key.wanted() is None, "the node knows already"
 
 
+def test_spread_sends_nothing_ahead() -> None:
+    key = KeyState(1, {"CPU": 10_000}, None, ["SPREAD"])
+    leases = [Lease(i, key, b"w%d" % i, "a", [], None, 0.0) for i in range(2)]
+    for lease in leases:
+        key.granted(lease)
+    enqueue(key, tasks(6, template(10.0)))
+    assert len(key.dispatch()) == 2, "one each, although they are short"
+    assert key.wanted() == 4
+
+
+def test_a_lease_that_is_asked_back_takes_no_more() -> None:
+    key, (lease,) = key_with(1)
+    enqueue(key, tasks(1, template()))
+    ((_, task),) = key.dispatch()
+    lease.recalled = lease.retiring = True
+    enqueue(key, tasks(1, template(), first=5))
+    key.finished(task, 1.0)
+    assert key.dispatch() == [] and not key.free, "it goes back"
+    assert not key.withdraw(lease), "nobody can use it any more"
+    assert key.wanted() == 1
+
+
+def test_an_idle_lease_is_withdrawn_unless_a_thread_has_just_taken_it() -> None:
+    key, (first, second) = key_with(2)
+    taken = key.send_alone(tasks(1, template())[0])
+    other = first if taken is second else second
+    assert taken is not None and not key.withdraw(taken)
+    assert key.withdraw(other) and not key.free
+
+
 def test_a_worker_that_takes_nothing_gets_nothing_until_it_does() -> None:
     key, leases = key_with(2)
     leases[0].full = True

@@ -111,8 +111,23 @@ def test_strategies() -> None:
     assert state.never(cpus(), ["node", here, False]) is None
     assert state.never(cpus(), ["node", elsewhere, True]) is None
     assert elsewhere in (state.never(cpus(), ["node", elsewhere, False]) or "")
-    assert "labels" in (state.never(cpus(), ["labels", "{'a': 'b'}"]) or "")
+    assert "labels" in (state.never(cpus(), ["labels", {"a": ["in", ["b"]]}, {}]) or "")
     assert "CPU" in (state.never(cpus(9), ["node", here, False]) or "")
+
+
+def test_a_node_that_drains_asks_its_leases_back() -> None:
+    state = node()
+    for name in (b"w1", b"w2"):
+        up(state, name)
+    state.describe_key("owner", 1, cpus(), (), JOB)
+    (first,) = grants(state.demand("owner", 1, 1, 0))
+    state.draining = True
+    assert state.schedule() == [("recall", "owner", first.lease_id)]
+    assert state.schedule() == [], "it was asked back a moment ago"
+    assert state.unmet and state.busy() == 1
+    assert grants(state.demand("owner", 1, 2, 1)) == []
+    assert grants(state.lease_returned(first.lease_id, "owner", 1.0)) == []
+    assert state.busy() == 0
 
 
 def test_a_start_that_fails_is_tried_again_and_then_given_up() -> None:
@@ -224,7 +239,7 @@ class NodeMachine(RuleBasedStateMachine):
             for name, amount in allocation.units.items():
                 expected[name] -= amount
             shares += sum(units for _, units in allocation.gpu_shares)
-            expected["CPU"] += allocation.lent
+            expected["CPU"] += allocation.lent.get("CPU", 0)
         assert self.state.available == expected
         assert self.state.gpus.available() == self.state.gpus.total * UNIT - shares
 

@@ -1,0 +1,81 @@
+"""Values that are handed over to the session."""
+
+from __future__ import annotations
+
+import asyncio
+import warnings
+from typing import Any
+
+import numpy as np
+import pytest
+
+import framework as fw
+from framework.exceptions import OwnerDiedError
+from framework.util.state import store_stats
+from support.leaks import wait_until
+
+pytestmark = [pytest.mark.integration, pytest.mark.slow]
+
+
+@fw.remote(num_cpus=0)
+class Maker:
+    """Owns what it makes."""
+
+    def make(self) -> list[Any]:
+        inner = fw.put([1, 2, 3])
+        large = fw.put((np.ones(200_000), [fw.detach(inner)]))
+        small = fw.put("small")
+        return [large, small, fw.detach(large), fw.detach(small)]
+
+
+def test_it_outlives_its_owner_and_is_freed_with_its_last_reference(session: object) -> None:
+    maker = Maker.remote()
+    large, small, kept_large, kept_small = fw.get(maker.make.remote())
+    fw.kill(maker)
+    for ref in (large, small):
+        with pytest.raises(OwnerDiedError):
+            fw.get(ref, timeout=10)
+    array, (inner,) = fw.get(kept_large)
+    assert array.sum() == 200_000 and fw.get(inner) == [1, 2, 3]
+    assert fw.get(kept_small) == "small"
+    del array, inner, large, small, ref, kept_large, kept_small
+    wait_until(lambda: store_stats()["objects"] == store_stats()["pins"] == 0)
+
+
+def test_own_values_results_and_what_is_not_there_yet(session: object) -> None:
+    @fw.remote(num_cpus=0)
+    def slow() -> Any:
+        return np.full(200_000, 2.0)
+
+    kept = fw.detach(slow.remote())
+    assert fw.get(kept).sum() == 400_000
+    again = fw.detach(kept)
+    assert again != kept
+    del kept
+    assert fw.get(again).sum() == 400_000
+
+
+async def test_on_an_event_loop(session: object) -> None:
+    kept = await asyncio.to_thread(fw.detach, fw.put(5))
+    assert await kept == 5
+
+
+def test_errors(session: object) -> None:
+    @fw.remote(num_cpus=0)
+    def fail() -> None:
+        raise KeyError("why")
+
+    with pytest.raises(KeyError, match="why"):
+        fw.detach(fail.remote())
+    with pytest.raises(TypeError, match="ObjectRef"):
+        fw.detach([1])  # type: ignore[arg-type]
+
+
+def test_replicas_take_other_nodes(session: object) -> None:
+    with pytest.warns(RuntimeWarning, match="only 1 of them"):
+        assert fw.get(fw.put(np.zeros(200_000), replicas=2)).sum() == 0
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert fw.get(fw.put("small", replicas=2)) == "small"
+    with pytest.raises(ValueError, match="replicas"):
+        fw.put(1, replicas=0)
