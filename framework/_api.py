@@ -96,7 +96,7 @@ def get(refs: Any, *, timeout: float | None = None, copy: bool = False) -> Any:
     if type(refs) is ObjectRef:
         entry = refs._entry
         if not entry.state:
-            runtime.waiting.get([entry], timeout)
+            runtime.waiting.get_one(entry, timeout)
         return runtime.value(entry, copy)
     if isinstance(refs, ObjectRefGenerator):
         raise TypeError("get() of a generator: iterate over it, each item is a reference")

@@ -29,6 +29,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from framework._base import limits
+from framework._net.takeover import Readers, Reading
 from framework._wire import messages as m
 from framework._wire.codec import DECODE_ERRORS, Decoder, new_packer
 from framework.exceptions import ConnectionFailedError, FrameworkError, ProtocolError
@@ -77,6 +78,8 @@ class Connection:
         "name",
         "pack",
         "peer",
+        "shared",
+        "shy",
         "state",
         "__weakref__",
     )
@@ -123,9 +126,31 @@ class Connection:
         self.ident = b""
         self.peer: dict[str, Any] = {}  #: the facts of its HELLO
         self.state: Any = None  #: whatever the owning service keeps per connection
-        loop.add_reader(self._fd, self._on_readable)
+        self.shared: Reading | None = None  #: for other threads, once they may take the reading over
+        self.shy = limits.DIRECT_AFTER  #: so many times more they had better not
+        self._watch()
 
     # ---- receiving -----------------------------------------------------------------------------------
+
+    def _watch(self) -> None:
+        if self.shared is not None:
+            self.shared.watch()
+        else:
+            self._loop.add_reader(self._fd, self._on_readable)
+
+    def _unwatch(self) -> None:
+        if self.shared is not None:
+            self.shared.unwatch()
+        else:
+            self._loop.remove_reader(self._fd)
+
+    def share(self, readers: Readers) -> None:
+        """Loop thread: from now on other threads may take the reading over, see `takeover`."""
+        plain = type(self._sock) is socket.socket  # what is wrapped may hold data that poll() does not see
+        if self.shared is None and plain and self.greeted and self._reading and not self.closed:
+            self._unwatch()
+            self.shared = Reading(readers, self._sock, self._decoder, self._on_readable)
+            self._watch()
 
     def _on_readable(self) -> None:
         greeted = self.greeted
@@ -163,6 +188,7 @@ class Connection:
         check = m.check
         frames = self._decoder.feed(data)
         greeted = self.greeted
+        first = True
         while not self.closed and greeted == self.greeted:
             try:
                 frame = next(frames)
@@ -170,6 +196,9 @@ class Connection:
                 return
             except DECODE_ERRORS as error:
                 raise ProtocolError(f"not a frame: {type(error).__name__}: {error}") from None
+            if first:
+                first = False
+                self._decoder.first()
             opcode = check(frame)
             if not self.greeted and opcode != m.HELLO:
                 raise ProtocolError(f"{m.CATALOGUE[opcode].name} before HELLO")
@@ -385,14 +414,14 @@ class Connection:
     def _stop_reading(self) -> None:
         if self.full and self._serves and self._reading and not self.closed:
             self._reading = False
-            self._loop.remove_reader(self._fd)
+            self._unwatch()
 
     def _drain(self) -> None:
         """Loop: the low mark is reached, or it is all over."""
         self.full = False
         if not self._reading and not self.closed:
             self._reading = True
-            self._loop.add_reader(self._fd, self._on_readable)
+            self._watch()
         self._tell_drained()
 
     def when_drained(self, callback: Callable[[], object]) -> None:
@@ -436,10 +465,13 @@ class Connection:
             self.flush()
         self.closed = True
         self.error = error
-        self._loop.remove_reader(self._fd)
+        self._unwatch()
         self._loop.remove_writer(self._fd)
         with self._lock:
-            self._sock.close()
+            if self.shared is not None:
+                self.shared.close()
+            else:
+                self._sock.close()
             self._out.clear()
             self._rest = None
             self._writer_armed = False

@@ -47,7 +47,9 @@ class Leasing:
         while self.dirty:
             key = self.dirty.pop()
             touched: set[Lease] = set()
-            for lease, task in key.dispatch():
+            with self._submitter.outcome:
+                sends = key.dispatch()
+            for lease, task in sends:
                 connection = lease.connection
                 self._catalogue.prepare(connection, task.template)
                 connection.buffer(task.frame)
@@ -158,11 +160,16 @@ class Leasing:
     def _forget(self, lease: Lease) -> list[TaskRecord]:
         self._leases.pop(lease.lease_id, None)
         lease.connection.state.leases.pop(lease.lease_id, None)
-        return lease.key.lost(lease)
+        with self._submitter.outcome:
+            return lease.key.lost(lease)
 
     def _pressure(self, node: Connection, frame: Frame) -> None:
         self._pressure_until = self._loop.time() + 1.0
         self._return_idle(0.0)
+
+    def pressed(self) -> bool:
+        """Any thread: whether others want leases, so that none may stay without work."""
+        return self._pressure_until > 0.0 and self._runtime.clock() < self._pressure_until
 
     def _stall_tick(self) -> None:
         self._stall_timer = None
