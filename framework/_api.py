@@ -100,7 +100,7 @@ def get(refs: Any, *, timeout: float | None = None, copy: bool = False) -> Any:
         if timeout is not None and runtime.presence is not None:
             runtime.waiting.get(runtime.presence.of([entry]), timeout)
         elif not entry.state:
-            runtime.waiting.get([entry], timeout)
+            runtime.waiting.get_one(entry, timeout)
         return runtime.value(entry, copy)
     if isinstance(refs, ObjectRefGenerator):
         raise TypeError("get() of a generator: iterate over it, each item is a reference")

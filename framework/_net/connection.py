@@ -32,6 +32,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from framework._base import limits
+from framework._net.takeover import Readers, Reading
 from framework._wire import messages as m
 from framework._wire.codec import DECODE_ERRORS, Decoder, new_packer
 from framework.exceptions import ConnectionFailedError, FrameworkError, ProtocolError
@@ -87,6 +88,8 @@ class Connection:
         "opener",
         "pack",
         "peer",
+        "shared",
+        "shy",
         "state",
         "__weakref__",
     )
@@ -130,6 +133,8 @@ class Connection:
         self.ident = b""
         self.peer: dict[str, Any] = {}  #: the facts of its HELLO
         self.state: Any = None  #: whatever the owning service keeps per connection
+        self.shared: Reading | None = None  #: for other threads, once they may take the reading over
+        self.shy = limits.DIRECT_AFTER  #: so many times more they had better not
         self.opener: asyncio.Task[None] | None = None  #: what will call `adopt`; cancelled by `close`
         self._sock: StreamSocket = _NONE
         self._fd = -1
@@ -143,7 +148,7 @@ class Connection:
         self._sock = sock
         self._fd = sock.fileno()
         self._far = getattr(sock, "family", None) != _AF_UNIX
-        self._loop.add_reader(self._fd, self._on_readable)
+        self._watch()
         pending = getattr(sock, "pending", None)
         if pending is not None and pending():
             self._loop.call_soon(self._read_pending)
@@ -173,6 +178,28 @@ class Connection:
         self._loop.add_writer(self._fd, self._on_writable)
 
     # ---- receiving -----------------------------------------------------------------------------------
+
+    def _watch(self) -> None:
+        if self.shared is not None:
+            self.shared.watch()
+        else:
+            self._loop.add_reader(self._fd, self._on_readable)
+
+    def _unwatch(self) -> None:
+        if self.shared is not None:
+            self.shared.unwatch()
+        else:
+            self._loop.remove_reader(self._fd)
+
+    def share(self, readers: Readers) -> None:
+        """Loop thread: from now on other threads may take the reading over, see `takeover`."""
+        sock = self._sock
+        if type(sock) is not socket.socket:
+            return  # what is wrapped may hold data that poll() does not see
+        if self.shared is None and self.greeted and self._reading and not self.closed:
+            self._unwatch()
+            self.shared = Reading(readers, sock, self._decoder, self._on_readable)
+            self._watch()
 
     def _on_readable(self) -> None:
         greeted = self.greeted
@@ -215,6 +242,7 @@ class Connection:
         check = m.check
         frames = self._decoder.feed(data)
         greeted = self.greeted
+        first = True
         while not self.closed and greeted == self.greeted:
             try:
                 frame = next(frames)
@@ -222,6 +250,9 @@ class Connection:
                 return
             except DECODE_ERRORS as error:
                 raise ProtocolError(f"not a frame: {type(error).__name__}: {error}") from None
+            if first:
+                first = False
+                self._decoder.first()
             opcode = check(frame)
             if not self.greeted and opcode != m.HELLO:
                 raise ProtocolError(f"{m.CATALOGUE[opcode].name} before HELLO")
@@ -437,14 +468,14 @@ class Connection:
     def _stop_reading(self) -> None:
         if self.full and self._serves and self._reading and not self.closed:
             self._reading = False
-            self._loop.remove_reader(self._fd)
+            self._unwatch()
 
     def _drain(self) -> None:
         """Loop: the low mark is reached, or it is all over."""
         self.full = False
         if not self._reading and not self.closed:
             self._reading = True
-            self._loop.add_reader(self._fd, self._on_readable)
+            self._watch()
         self._tell_drained()
 
     def when_drained(self, callback: Callable[[], object]) -> None:
@@ -493,10 +524,13 @@ class Connection:
         self.closed = True
         self.error = error
         if self._fd >= 0:
-            self._loop.remove_reader(self._fd)
+            self._unwatch()
             self._loop.remove_writer(self._fd)
         with self._lock:
-            self._sock.close()
+            if self.shared is not None:
+                self.shared.close()
+            else:
+                self._sock.close()
             self._out.clear()
             self._rest = None
             self._writer_armed = False

@@ -146,6 +146,7 @@ class ActorClient:
             self._handover.release()
         # If the connection is lost from here on, the loop knows of the call and judges it with all others in
         # flight.
+        task.alone = connection
         connection.send(frame)
         return True
 
@@ -172,7 +173,7 @@ class ActorClient:
 
     def take_inflight(self) -> list[TaskRecord]:
         """Disconnect and take all calls out that had been sent."""
-        with self._handover:
+        with self._handover, self._actors.runtime.submitter.outcome:
             self.connection = None
             tasks, self.inflight = list(self.inflight.values()), {}
         return tasks

@@ -56,7 +56,9 @@ class Leasing:
         while self.dirty:
             key = self.dirty.pop()
             touched: set[Lease] = set()
-            for lease, task in key.dispatch():
+            with self._submitter.outcome:
+                sends = key.dispatch()
+            for lease, task in sends:
                 connection = lease.connection
                 self._catalogue.prepare(connection, task.template)
                 connection.buffer(task.frame)
@@ -198,7 +200,8 @@ class Leasing:
     def _forget(self, lease: Lease) -> list[TaskRecord]:
         self._leases.pop(lease.lease_id, None)
         lease.connection.state.leases.pop(lease.lease_id, None)
-        return lease.key.lost(lease)
+        with self._submitter.outcome:
+            return lease.key.lost(lease)
 
     def _pressure(self, node: Connection, frame: Frame) -> None:
         self._pressure_until = self._loop.time() + 1.0
@@ -209,7 +212,8 @@ class Leasing:
         lease = self._leases.get(frame[1])
         if lease is None or lease.recalled:
             return
-        lease.recalled = lease.retiring = True
+        with self._submitter.outcome:  # a thread may just be taking the answer to its task itself
+            lease.recalled = lease.retiring = True
         if len(lease.inflight) > 1:
             lease.reclaiming = True
             lease.connection.cast(m.RECLAIM, len(lease.inflight) - 1)
@@ -236,6 +240,10 @@ class Leasing:
             log.warning(
                 "%s waits, as no node can run it now: %s. It runs when one that can joins", calls, text
             )
+
+    def pressed(self) -> bool:
+        """Any thread: whether others want leases, so that none may stay without work."""
+        return self._pressure_until > 0.0 and self._runtime.clock() < self._pressure_until
 
     def _stall_tick(self) -> None:
         self._stall_timer = None

@@ -26,6 +26,7 @@ from framework._runtime.actors import Actors
 from framework._runtime.catalogue import Catalogue
 from framework._runtime.config import Config, new_loop
 from framework._runtime.context import current_task
+from framework._runtime.direct import Direct
 from framework._runtime.head import HeadLink
 from framework._runtime.leasing import Leasing
 from framework._runtime.lineage import Lineage
@@ -83,7 +84,7 @@ class Runtime:
         self.dynamic_class = dynamic_class
         self.loop = new_loop()
         self.pack = new_packer()  #: for the loop's thread
-        self._mailbox = Mailbox(self.loop)
+        self.mailbox = Mailbox(self.loop)
         self._random = random.Random(os.urandom(16))
         self.random = self._random.random
         self.clock = time.monotonic  #: the loop's clock, but never stale: uvloop's own is read once per turn
@@ -110,6 +111,7 @@ class Runtime:
         self.presence = self._make_presence()
         self.streams = Streams(self)
         self.actors = Actors(self)
+        self.direct = Direct(self)
         self.background = TaskGroupOfService(self.loop, "runtime")
         self.peer_handlers: dict[int, Handler] = {
             **self.objects.handlers,
@@ -255,6 +257,7 @@ class Runtime:
                 if self.node is not None:
                     self.node.close()
                 self.head_link.close()
+                self.direct.close()
             finally:
                 done.set()
                 leave()
@@ -290,7 +293,7 @@ class Runtime:
 
     def post(self, function: Callable[..., object], *args: object) -> None:
         """Any thread: have it called on the loop."""
-        self._mailbox.post(function, *args)
+        self.mailbox.post(function, *args)
 
     def wake(self, function: Callable[[], object]) -> None:
         """Any thread: as `post`, without a tuple, for the hot path."""
@@ -348,6 +351,7 @@ class Runtime:
     def _on_tick(self) -> None:
         """Dropped references cannot wake the loop (they may be dropped inside of the garbage collector): look
         now and then, less often when nothing happens."""
+        self.direct.look()
         if self.store.client.waiting:
             self.store.client.drain()
         if self.objects.drops:

@@ -64,6 +64,7 @@ class Submitter:
         #: the loop is taking in what was submitted: calls that are in neither queue now are not lost
         self.busy = False
         self.tasks: dict[int, TaskRecord] = {}
+        self.outcome = threading.Lock()  #: held by whoever decides what becomes of a task that was sent
         self.handlers = {
             m.DONE: self._done,
             m.DONE_MANY: self._done_many,
@@ -128,9 +129,18 @@ class Submitter:
             return task
         self._submitted.append(task)
         if not self._awake:
-            self._awake = True
-            runtime.wake(self._drain)
+            try:
+                self._awake = True
+                runtime.wake(self._drain)
+            except BaseException:  # Ctrl-C: nobody knows whether it came before or after
+                self._awake = False
+                raise
         return task
+
+    @property
+    def waiting(self) -> bool:
+        """Any thread: whether tasks wait for the loop to take them in."""
+        return bool(self._submitted)
 
     def _send_alone(self, task: TaskRecord) -> bool:
         """Any thread: a lone task goes out from here, without a hop to the loop: an idle worker, or an idle
@@ -147,6 +157,7 @@ class Submitter:
         connection: Connection = lease.connection
         if template.tid in connection.state.templates and not connection.closed:
             assert task.frame is not None
+            task.alone = connection
             connection.send(task.frame)
         else:
             self._runtime.post(self._send_first, task, lease)
@@ -412,8 +423,8 @@ class Submitter:
             self.fail(task, ObjectLostError(object_id.hex(), f"It is an argument of {task.template.name}()"))
 
     def argument_failed(self, task: TaskRecord, argument: Entry) -> None:
-        """The task cannot run: it fails with the error of its argument. Of one that was lost it is the task's own
-        error too, as it is in Ray."""
+        """The task cannot run: it fails with the error of its argument. Of one that was lost it is the task's
+        own error too, as it is in Ray."""
         argument.seen = True
         error = self._objects.error(argument)
         if isinstance(error, ObjectLostError) and not isinstance(error, TaskError):
@@ -462,9 +473,13 @@ class Submitter:
             self._runtime.streams.unwanted(connection, unique, index, value)
 
     def _settle(self, task: TaskRecord) -> None:
-        """The task is done: let go of everything that it kept."""
+        """The task is done."""
         task.state = FINISHED
-        del self.tasks[task.unique]
+        self.let_go(task)
+
+    def let_go(self, task: TaskRecord) -> None:
+        """Any thread, about a task that is done: drop everything that it kept."""
+        self.tasks.pop(task.unique, None)
         task.refs = None
         task.frame = None
         if task.timer is not None:
@@ -484,6 +499,10 @@ class Submitter:
         if task.stream is not None:
             self._runtime.streams.failed(task, error)
             return
+        with self.outcome:
+            if task.state == FINISHED:
+                return
+            task.state = FINISHED
         self._settle(task)
         if task.again is not None:
             self._runtime.lineage.ended(task, error)

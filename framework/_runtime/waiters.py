@@ -34,9 +34,9 @@ def register(entry: Entry, waiter: Callable[[Entry], object]) -> None:
 def unregister(entry: Entry, waiter: Callable[[Entry], object]) -> None:
     """Forget a waiter that has given up."""
     with _registration:
-        if entry.waiters is not None:
-            with contextlib.suppress(ValueError):
-                entry.waiters.remove(waiter)
+        waiters = entry.waiters
+        if waiters is not None and waiter in waiters:
+            waiters.remove(waiter)
 
 
 class ThreadWaiter:

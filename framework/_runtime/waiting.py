@@ -7,6 +7,7 @@ import concurrent.futures
 import contextlib
 import os
 import threading
+import time
 import warnings
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
@@ -127,11 +128,35 @@ class Waiting:
     def get(self, entries: list[Entry], timeout: float | None) -> None:
         """Any thread but the loop's: block until all are done, or one has failed."""
         if not self.wait(entries, len(entries), timeout, True, "get"):
-            pending = [entry for entry in entries if not entry.state]
-            raise GetTimeoutError(
-                f"get() timed out after {timeout} s: {len(pending)} of {len(entries)} objects are not ready "
-                f"(first: {self.describe(pending[0]) if pending else 'none'})"
-            )
+            raise self._timed_out(entries, timeout)
+
+    def get_one(self, entry: Entry, timeout: float | None) -> None:
+        """As `get`, for one that is not done."""
+        runtime = self._runtime
+        if timeout is not None and timeout <= 0:
+            self.get([entry], timeout)
+        elif runtime.on_blocked is None or not runtime.in_task():
+            self._get_one(entry, timeout)
+        else:
+            with self.blocked():
+                self._get_one(entry, timeout)
+
+    def _get_one(self, entry: Entry, timeout: float | None) -> None:
+        self._check_thread("get")
+        begun = time.monotonic()
+        self._runtime.direct.wait(entry, timeout)
+        if entry.state:
+            return
+        left = None if timeout is None else max(begun + timeout - time.monotonic(), 0.0)
+        if not self.wait([entry], 1, left, True, "get"):
+            raise self._timed_out([entry], timeout)
+
+    def _timed_out(self, entries: list[Entry], timeout: float | None) -> GetTimeoutError:
+        pending = [entry for entry in entries if not entry.state]
+        return GetTimeoutError(
+            f"get() timed out after {timeout} s: {len(pending)} of {len(entries)} objects are not ready "
+            f"(first: {self.describe(pending[0]) if pending else 'none'})"
+        )
 
     def describe(self, entry: Entry) -> str:
         """What is known of a pending object, for errors."""

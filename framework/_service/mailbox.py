@@ -8,7 +8,6 @@ one.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections import deque
 from collections.abc import Callable
 
@@ -28,9 +27,19 @@ class Mailbox:
         closed."""
         self._items.append((function, args))
         if not self._awake:
-            self._awake = True
-            with contextlib.suppress(RuntimeError):
+            try:
+                self._awake = True
                 self._loop.call_soon_threadsafe(self._drain)
+            except RuntimeError:
+                pass  # the loop is closed
+            except BaseException:  # Ctrl-C: nobody knows whether it came before or after
+                self._awake = False
+                raise
+
+    @property
+    def empty(self) -> bool:
+        """Any thread: whether all that was posted has been called, or is about to be."""
+        return not self._items
 
     def _drain(self) -> None:
         self._awake = False

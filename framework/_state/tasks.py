@@ -57,6 +57,7 @@ class TaskRecord:
     __slots__ = (
         "actor",
         "again",
+        "alone",
         "app_failures",
         "args",
         "cancelled",
@@ -101,6 +102,7 @@ class TaskRecord:
         self.stored_deps: list[Any] | None = None  #: entries of arguments that lie in the store
         self.entries: list[Any] = []  #: of its returns
         self.key: Any = None  #: its scheduling key, where that is not the template's
+        self.alone: Any = None  #: the connection on which it was sent with no other task under way
         self.actor: Any = None  #: the client of the actor whose method it calls
         self.stream: Any = None
         self.retries = 0  #: system failures that it may still survive (-1: any number)

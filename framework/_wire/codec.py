@@ -29,7 +29,7 @@ def unpack_frame(data: bytes) -> list[Any]:
 class Decoder:
     """Bytes in, frames out, within limits."""
 
-    __slots__ = ("_feed", "_unpacker")
+    __slots__ = ("_fed", "_feed", "_unpacker", "whole")
 
     def __init__(self, max_frame: int = limits.MAX_HANDSHAKE_FRAME) -> None:
         large = max_frame > limits.MAX_HANDSHAKE_FRAME
@@ -45,15 +45,24 @@ class Decoder:
             max_map_len=limits.MAX_MAP_ITEMS if large else limits.MAX_HANDSHAKE_ITEMS,
         )
         self._feed = self._unpacker.feed
+        self._fed = 0
+        #: nothing is left in here: what was fed last was one single frame (after more of them, nobody knows)
+        self.whole = True
 
     def feed(self, data: bytes) -> Iterator[Any]:
         """Take in what arrived; iterate over the frames that are complete. `ProtocolError` on anything
         that is not msgpack or is over a limit, from here or from the iteration (see `frames`)."""
         try:
             self._feed(data)
+            self._fed += len(data)
+            self.whole = False
         except (msgpack.BufferFull, ValueError) as error:
             raise ProtocolError(f"frame over the limit: {error or type(error).__name__}") from None
         return cast("Iterator[Any]", self._unpacker)
+
+    def first(self) -> None:
+        """To be called after the first frame of what was fed, if one would like to know of `whole`."""
+        self.whole = self._unpacker.tell() == self._fed
 
     def rest(self) -> bytes:
         """Take out what has been fed and not been iterated over. This is the end of this decoder."""

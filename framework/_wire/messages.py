@@ -322,7 +322,8 @@ CATALOGUE: Final[dict[int, Message]] = {
     STORE_PREFETCH: Message("store_prefetch", objects=list),
     # Free objects whose primary copy is on another node (b"": on whatever node).
     STORE_FREE_AT: Message("store_free_at", node=bytes, objects=list),
-    # Have `copies` copies of an object of this node on others, that stay until it is freed; how many there are.
+    # Have `copies` copies of an object of this node on others, that stay until it is freed; how many there
+    # are.
     STORE_REPLICATE: Message("store_replicate", rid=int, object=bytes, size=int, copies=int),
     # `how`: see `framework._node.objects_across`.
     OBJECT_FREE: Message("object_free", rid=int, objects=list, how=int),
@@ -377,8 +378,8 @@ CATALOGUE: Final[dict[int, Message]] = {
     CREDENTIALS: Message("credentials", rid=int),
     # To the head: the node where a job's driver is (its id; None: not known).
     JOB_NODE: Message("job_node", rid=int, job=bytes),
-    # Between nodes: lines that a worker has printed, on their way to the driver of their job. Answered when that
-    # takes more.
+    # Between nodes: lines that a worker has printed, on their way to the driver of their job. Answered when
+    # that takes more.
     OUTPUT: Message("output", rid=int, job=bytes, host=str, pid=int, is_err=bool, lines=list),
     # Between nodes: send all that was printed for this job so far.
     OUTPUT_FLUSH: Message("output_flush", rid=int, job=bytes),

@@ -11,12 +11,10 @@ import asyncio
 import contextlib
 import gc
 import os
-import queue
 import signal
 import sys
 import threading
 import time
-from collections import deque
 from collections.abc import Coroutine
 from contextvars import copy_context
 from typing import Any
@@ -32,6 +30,7 @@ from framework._wire.codec import new_packer
 from framework._worker import stdio
 from framework._worker.arguments import decode_args
 from framework._worker.generators import Producer
+from framework._worker.inbox import Inbox
 from framework._worker.interruption import Interrupt, may_interrupt, open_to_interruption
 from framework._worker.process import RunMark, end_fork
 from framework._worker.results import Results
@@ -46,8 +45,6 @@ from framework.exceptions import (
 _BLOCKED = new_packer()([m.BLOCKED])
 _UNBLOCKED = new_packer()([m.UNBLOCKED])
 
-Item = tuple[Connection | None, Frame]
-
 
 class _PerThread(threading.local):
     def __init__(self) -> None:
@@ -59,9 +56,9 @@ class Executor:
 
     def __init__(self, runtime: Runtime, run_file: str) -> None:
         self.runtime = runtime
-        self.queue: deque[Item] = deque()
-        self._wake: queue.SimpleQueue[None] = queue.SimpleQueue()
-        self._waiting = False
+        self._inbox = Inbox(runtime.direct, self._runs_directly)
+        self.queue = self._inbox.items
+        self.push = self._inbox.push  #: loop: one more thing for the main thread to do
         self.functions = FunctionCache()
         self.thread = _PerThread()
         self._main = threading.main_thread().ident or 0
@@ -127,11 +124,20 @@ class Executor:
             if limiter is not None:
                 limiter.threadpool_limits(max(1, omp))
 
-    def _task(self, connection: Connection, frame: Frame) -> None:
+    @staticmethod
+    def _check(connection: Connection, frame: Frame) -> None:
         if type(frame[1]) is not int or type(frame[2]) is not int or type(frame[3]) is not list:
             raise ProtocolError("task: fields of wrong types")
         if frame[2] not in connection.state.incoming:
             raise ProtocolError(f"task of an unknown template {frame[2]!r}")
+
+    def _runs_directly(self, connection: Connection, frame: Frame) -> bool:
+        """Main thread, idle: whether it may run what it has read itself."""
+        self._check(connection, frame)
+        return not self.blocked and (self.actor is None or self.actor.mode == "sync")
+
+    def _task(self, connection: Connection, frame: Frame) -> None:
+        self._check(connection, frame)
         if self.runtime.store.node_id:
             self.runtime.store.prefetch([*frame[3], *(frame[4] or {}).values()])
         if self.actor is not None:
@@ -140,13 +146,6 @@ class Executor:
         self.push((connection, frame))
         if self.blocked:
             self._hand_back()
-
-    def push(self, item: Item) -> None:
-        """Loop: one more thing for the main thread to do."""
-        self.queue.append(item)
-        if self._waiting:
-            self._waiting = False
-            self._wake.put(None)
 
     def _hand_back(self) -> None:
         """Any thread: the main thread waits for other tasks; those queued behind it go back to their
@@ -327,15 +326,7 @@ class Executor:
         # Not SIG_IGN, which processes that tasks start would inherit.
         signal.signal(signal.SIGINT, _ignore_signal)
         while True:
-            try:
-                connection, frame = self.queue.popleft()
-            except IndexError:
-                self.flush_replies()
-                self._waiting = True
-                if not self.queue:
-                    self._wake.get()
-                self._waiting = False
-                continue
+            connection, frame = self._inbox.take(self._on_idle)
             if connection is not None:
                 if self.actor is None:
                     copy_context().run(
@@ -350,6 +341,10 @@ class Executor:
                 self.leave(frame[1])
             else:
                 frame[0]()  # a function: to become an actor
+
+    def _on_idle(self) -> None:
+        self.flush_replies()
+        self.runtime.direct.keep_up()
 
     def _hand_back_unblocked(self) -> None:
         self._give_back(len(self.queue), self.queue.popleft, False)

@@ -7,6 +7,7 @@ import os
 import threading
 import types
 
+from framework._net.takeover import Parking
 from framework._runtime.waiters import ThreadWaiter
 from framework._worker import stdio
 
@@ -39,7 +40,7 @@ def may_interrupt(frame: types.FrameType | None) -> bool:
 
 
 #: Our own code in which it may strike: it is made for that.
-_OPEN: set[types.CodeType] = {ThreadWaiter.wait.__code__}
+_OPEN: set[types.CodeType] = {ThreadWaiter.wait.__code__, Parking.wait.__code__}
 
 
 def open_to_interruption(code: types.CodeType) -> None:

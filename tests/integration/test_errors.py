@@ -6,6 +6,7 @@ import gc
 import logging
 import os
 import threading
+import time
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
@@ -377,20 +378,25 @@ def test_errors_of_tasks_without_returns_are_logged(logged: Any) -> None:
 
 @pytest.mark.slow
 def test_handled_errors_are_not_logged(logged: Any) -> None:
+    @fw.remote
+    def sleeping() -> None:
+        time.sleep(1e6)
+
     seen = failing.remote("somebody looked")
     error_of(seen)
     dependent = passing.remote(failing.remote("passed on"))
     error_of(dependent)
-    cancelled = failing.remote("cancelled")
+    cancelled = sleeping.remote()
     fw.cancel(cancelled)
     fw.wait([cancelled], timeout=20)
-    del seen, dependent
+    del seen, dependent, cancelled
     marker = failing.remote("the marker")
     fw.wait([marker], timeout=20)
     del marker
     wait_until(lambda: logged("the marker"), 10, "the marker")
     assert not logged("somebody looked")
     assert not logged("passed on")
+    assert not logged("sleeping()")
 
 
 def test_a_list_that_fails_counts_as_looked_at(session: object, caplog: pytest.LogCaptureFixture) -> None:

@@ -415,7 +415,11 @@ def test_init_twice(session: object) -> None:
     ("arguments", "error", "text"),
     [
         ({"address": "/nowhere"}, fw.exceptions.ConnectionFailedError, "/nowhere"),
-        ({"address": "127.0.0.1:6379"}, fw.exceptions.ConnectionFailedError, "FRAMEWORK_TOKEN|no head of a cluster"),
+        (
+            {"address": "127.0.0.1:6379"},
+            fw.exceptions.ConnectionFailedError,
+            "FRAMEWORK_TOKEN|no head of a cluster",
+        ),
         ({"address": "auto"}, fw.exceptions.ConnectionFailedError, "auto"),
         ({"address": 5}, TypeError, "address"),
         ({"num_cpus": -1}, ValueError, "num_cpus"),

@@ -144,3 +144,27 @@ def test_packers_survive_an_error() -> None:
     with pytest.raises((TypeError, ValueError, OverflowError)):
         pack([1, 2**64])
     assert msgpack.unpackb(pack([1])) == [1]
+
+
+@given(st.lists(frames, max_size=5), st.data())
+def test_whole_only_when_nothing_is_left(messages: list[list[Any]], data: st.DataObject) -> None:
+    """`whole` may be wrong about streams that were cut oddly, but only in being too careful."""
+    decoder, stream = Decoder(), b"".join(map(new_packer(), messages))
+    ends = {len(b"".join(map(new_packer(), messages[:count]))) for count in range(len(messages) + 1)}
+    assert decoder.whole
+    place = 0
+    while place < len(stream):
+        size = data.draw(st.integers(1, len(stream) - place))
+        place += size
+        for number, _ in enumerate(decoder.feed(stream[place - size : place])):
+            if number == 0:
+                decoder.first()
+        assert not decoder.whole or place in ends
+
+
+def test_whole_after_every_lone_frame() -> None:
+    decoder = Decoder()
+    for _ in range(3):
+        for _ in decoder.feed(new_packer()([1, "two"])):
+            decoder.first()
+        assert decoder.whole

@@ -1,0 +1,322 @@
+"""Reading a connection from outside of its loop: a thread that waits for one frame takes it itself.
+
+Where the loop reads it, a frame costs two wake-ups: of the loop's thread, and of the one that waits, and the
+two are in each other's way, as they share one interpreter. So the descriptors of some connections are in an
+epoll of their own (`Readers`), which is one single descriptor to the loop: a thread takes one out of there
+and puts it back with a system call each, and the loop sleeps on.
+
+The thread looks at what has come (`peek`) and takes it out of the socket only when it has dealt with it
+(`skip`). Whatever it does not know it leaves there and gives the reading back: then the loop finds it, in its
+order. So little can go wrong where an exception may strike at any line (Ctrl-C, the interruption of a task).
+
+A thread may also be kept from its work, by a signal handler on top of it that itself waits for this very
+connection. So the loop looks now and then (`Readers.look`) and takes back what has not been read for a while.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import select
+import socket
+import sys
+import threading
+from collections.abc import Callable
+
+from framework._base import limits
+from framework._wire.codec import Decoder
+
+_TURN = 64  #: descriptors per turn of the loop
+_ONE = (1).to_bytes(8, sys.byteorder)
+_LONG = 86_400.0  #: seconds; poll cannot wait for ever
+
+#: elsewhere the loop reads everything
+AVAILABLE = hasattr(select, "epoll")
+
+
+class Readers:
+    """The connections of one loop whose reading may be taken over. `pause` and `resume` are for any thread,
+    the rest is for the loop's."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._epoll = select.epoll()
+        self._readings: dict[int, Reading] = {}
+        self._paused: set[Reading] = set()
+        self._late: set[Turn] = set()  #: had something to read when they were looked at last
+        self._loop = loop
+        loop.add_reader(self._epoll.fileno(), self._on_ready)
+
+    def close(self) -> None:
+        """After the last connection."""
+        self._loop.remove_reader(self._epoll.fileno())
+        self._readings.clear()
+        self._epoll.close()
+
+    def add(self, fd: int, reading: Reading) -> None:
+        self._readings[fd] = reading
+        self._epoll.register(fd, select.EPOLLIN)
+
+    def remove(self, fd: int) -> None:
+        reading = self._readings.pop(fd, None)
+        if reading is not None:
+            self._epoll.unregister(fd)
+            self._paused.discard(reading)
+
+    def pause(self, fd: int, reading: Reading) -> None:
+        self._paused.add(reading)
+        try:
+            # (A hang-up is reported whatever one asks for; with this, only once.)
+            self._epoll.modify(fd, select.EPOLLONESHOT)
+        except (OSError, ValueError):
+            pass  # removed, or the loop has ended
+
+    def resume(self, fd: int, reading: Reading) -> None:
+        self._paused.discard(reading)
+        try:
+            self._epoll.modify(fd, select.EPOLLIN)
+        except (OSError, ValueError):
+            pass
+
+    def _on_ready(self) -> None:
+        for fd, _ in self._epoll.poll(0, _TURN):
+            reading = self._readings.get(fd)
+            if reading is not None:
+                reading.on_ready()
+
+    def look(self) -> None:
+        """Take back what a thread has had for reading since the last look and has not read."""
+        before, self._late = self._late, set()
+        for reading in list(self._paused):
+            turn = reading.late()
+            if turn is None:
+                continue
+            if turn in before:
+                reading.take_back(turn)
+            else:
+                self._late.add(turn)
+
+
+class Turn:
+    """The right of one thread to read, until it gives it back, or is found not to use it."""
+
+    __slots__ = ("busy",)
+
+    def __init__(self, busy: bool = False) -> None:
+        self.busy = busy  #: between `claim` and `skip`: not to be taken away
+
+
+_LOOPS = Turn(busy=True)
+
+
+class Reading:
+    """The receiving side of a connection, for its loop or for one thread at a time.
+
+    Signal handlers run in the middle of everything that the main thread does, and may use the connection, or
+    raise: so what a thread does while it holds the lock here contains no calls, after which they would run.
+    """
+
+    __slots__ = (
+        "_closed",
+        "_decoder",
+        "_fd",
+        "_lock",
+        "_on_readable",
+        "_readers",
+        "_sock",
+        "_turn",
+        "_watched",
+    )
+
+    def __init__(
+        self, readers: Readers, sock: socket.socket, decoder: Decoder, on_readable: Callable[[], None]
+    ) -> None:
+        self._readers = readers
+        self._sock = sock
+        self._fd = sock.fileno()
+        self._decoder = decoder
+        self._on_readable = on_readable
+        self._lock = threading.Lock()
+        self._turn: Turn | None = None  #: whose it is; None: nobody's, so the loop may
+        self._watched = False
+        self._closed = False
+
+    # ---- loop ----------------------------------------------------------------------------------------
+
+    def watch(self) -> None:
+        """Loop: read (again)."""
+        with self._lock:
+            self._watched = True
+            self._readers.add(self._fd, self)
+            if self._turn is not None:
+                self._readers.pause(self._fd, self)
+
+    def unwatch(self) -> None:
+        """Loop: read no more. (A thread that is at it may.)"""
+        self._watched = False
+        self._readers.remove(self._fd)
+
+    def on_ready(self) -> None:
+        """There is something to read."""
+        with self._lock:
+            if self._turn is not None:
+                self._readers.pause(self._fd, self)  # taken over just now
+                return
+            self._turn = _LOOPS
+        try:
+            self._on_readable()
+        finally:
+            self._turn = None
+            if self._closed:
+                self._sock.close()
+
+    def late(self) -> Turn | None:
+        """Loop: whose turn it is, if there is something to read."""
+        turn = self._turn
+        if turn is None:  # somebody was interrupted while it gave it back
+            self._readers.resume(self._fd, self)
+        if turn is None or self._closed:
+            return None
+        poll = select.poll()
+        poll.register(self._fd, select.POLLIN)
+        return turn if poll.poll(0) else None
+
+    def take_back(self, turn: Turn) -> None:
+        """Loop: end a turn that is not used."""
+        with self._lock:
+            if self._turn is turn and not turn.busy:
+                self._turn = None
+                self._readers.resume(self._fd, self)
+
+    def close(self) -> None:
+        """Loop: close the socket; if a thread reads, it does so when it gives back, which is soon."""
+        with self._lock:
+            self._closed = True
+            free = self._turn is None
+        if free:
+            self._sock.close()
+        else:
+            with contextlib.suppress(OSError):
+                self._sock.shutdown(socket.SHUT_RDWR)
+
+    # ---- any thread ----------------------------------------------------------------------------------
+
+    def take(self, turn: Turn) -> bool:
+        """Any thread: the reading is its own now, to be given back soon; False when it cannot have it."""
+        decoder = self._decoder
+        if not decoder.whole:
+            return False
+        with self._lock:
+            if self._turn is None and self._watched:
+                self._turn = turn
+        if self._turn is not turn:
+            return False
+        self._readers.pause(self._fd, self)
+        if self._decoder.whole:  # (still)
+            return True
+        self.give_back(turn)
+        return False
+
+    def fileno(self) -> int:
+        """What a thread with a turn may wait for. Nothing else may be done with it."""
+        return self._fd
+
+    def peek(self) -> bytes:
+        """What has come, as far as it is of interest; empty at the end of the connection. OSError as of
+        `socket.recv`."""
+        return self._sock.recv(limits.DIRECT_FRAME, socket.MSG_PEEK)
+
+    def claim(self, turn: Turn) -> bool:
+        """What was seen may be dealt with now: it will be nobody else's. False when the turn is over."""
+        with self._lock:
+            mine = self._turn is turn
+            turn.busy = mine
+        return mine
+
+    def skip(self, turn: Turn, size: int) -> None:
+        """So many bytes have been dealt with, after `claim`."""
+        with contextlib.suppress(OSError):  # the loop meets that, too
+            self._sock.recv(size)
+        turn.busy = False
+
+    def give_back(self, turn: Turn) -> None:
+        """The end of the turn: from now on the loop reads. (Again, or without a turn, is no harm.)"""
+        turn.busy = False
+        with self._lock:
+            if self._turn is turn:
+                self._turn = None
+            free = self._turn is None
+        if free:
+            self._readers.resume(self._fd, self)
+            if self._closed:
+                self._sock.close()
+
+
+class Parking:
+    """Where one thread waits for a descriptor, and may be woken by any other, by calling this."""
+
+    __slots__ = ("_bell", "_close", "_event", "_fd", "_poll", "busy")
+
+    def __init__(self) -> None:
+        self._close = os.close  # (still there when the interpreter ends)
+        if hasattr(os, "eventfd"):
+            self._event = self._bell = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        else:
+            self._event, self._bell = os.pipe()
+            os.set_blocking(self._event, False)
+            os.set_blocking(self._bell, False)
+        self._watch(-1)
+        self.busy = False  #: in use, by the code that a signal handler or destructor has interrupted
+
+    def _watch(self, fd: int) -> None:
+        poll = select.poll()
+        poll.register(self._event, select.POLLIN)
+        if fd >= 0:
+            poll.register(fd, select.POLLIN)
+        self._poll, self._fd = poll, fd
+
+    def __call__(self, _: object = None) -> None:
+        """Any thread: end the waiting, or the next one."""
+        with contextlib.suppress(BlockingIOError):  # full: it has been woken
+            os.write(self._bell, _ONE)
+
+    def wait(self, fd: int, timeout: float | None) -> bool:
+        """Until `fd` (-1: none) is readable, which is True, or somebody calls, or `timeout` seconds are
+        over."""
+        if fd != self._fd:
+            self._watch(fd)
+        readable = False
+        for ready, _ in self._poll.poll(None if timeout is None else min(timeout, _LONG) * 1000):
+            if ready == fd:
+                readable = True
+            else:
+                with contextlib.suppress(BlockingIOError):
+                    os.read(self._event, 64)
+        return readable
+
+    def __del__(self) -> None:
+        for fd in {self._event, self._bell}:
+            self._close(fd)
+
+
+class _Parkings(threading.local):
+    mine: Parking | None = None
+
+
+_parkings = _Parkings()
+
+
+def parking() -> Parking:
+    """The calling thread's."""
+    mine = _parkings.mine
+    if mine is None:
+        mine = _parkings.mine = Parking()
+    return mine
+
+
+def _forked() -> None:
+    _parkings.mine = None  # it is the parent's, who would be woken
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forked)
