@@ -60,7 +60,15 @@ def connect(runtime: Runtime) -> None:
         if head is None:
             node_sock.close()
             raise ConnectionFailedError("its head does not answer")
-        answer = await asyncio.wait_for(head.call(m.JOB_START, {"pid": os.getpid()}), limits.CONNECT_TIMEOUT)
+        try:
+            started = head.call(m.JOB_START, {"pid": os.getpid()})
+            answer = await asyncio.wait_for(started, limits.CONNECT_TIMEOUT)
+        except TimeoutError:
+            node_sock.close()
+            where = f" at {runtime.config.cluster.head}" if runtime.config.cluster is not None else ""
+            raise ConnectionFailedError(
+                f"the head{where} does not answer within {limits.CONNECT_TIMEOUT:g} s"
+            ) from None
         runtime.config.job = job_id_bytes(answer["job"])
         runtime.listen()
         runtime.attach_node(node_sock)

@@ -17,6 +17,7 @@ from framework._node.control import (
     Client,
     client_of_head,
     cluster_facts,
+    headed_sessions,
     join_session,
     running_sessions,
     sessions_of_cluster,
@@ -115,6 +116,10 @@ def start(head: bool, address: str | None, **options: Any) -> int:
         labels=checked_labels(options["labels"]),
     )
     if head:
+        if options["autoscale"]:
+            from framework.autoscaler.config import read_config
+
+            read_config(options["autoscale"])  # what is wrong with it is said before anything starts
         session_dir = _start_head(wanted, options)
     else:
         assert address is not None
@@ -196,6 +201,15 @@ def chosen_sessions(address: str | None) -> list[str]:
     return [os.path.abspath(address)]
 
 
+def one_of_each_cluster(sessions: Sequence[str]) -> list[str]:
+    """Without those whose cluster is that of another one: the head's is preferred, then the first."""
+    found: dict[str, str] = {}
+    for session_dir in sorted(sessions, key=lambda path: not os.path.exists(os.path.join(path, "head.json"))):
+        facts = cluster_facts(session_dir)
+        found.setdefault(facts.cluster_id.hex() if facts is not None else session_dir, session_dir)
+    return [session_dir for session_dir in sessions if session_dir in found.values()]
+
+
 _ADDRESS = click.argument("address", required=False)
 
 
@@ -205,11 +219,15 @@ _ADDRESS = click.argument("address", required=False)
 def stop(address: str | None, force: bool) -> int:
     """End sessions with all that runs in them (default: all of this user); a head takes its cluster along."""
     sessions = chosen_sessions(address)
+    if address is None:
+        sessions += headed_sessions()
+    stopped = False
     for session_dir in sessions:
         if stop_session(session_dir, force):
+            stopped = True
             print(f"Stopped the session at {session_dir}")
-        elif address:
-            raise FrameworkError(f"no session runs at {session_dir}")
+    if address and not stopped:
+        raise FrameworkError(f"no session runs at {address}")
     if not sessions:
         print("No session runs.")
     return 0
@@ -221,7 +239,7 @@ def status(address: str | None) -> int:
     """What the sessions have and what runs in them."""
     from framework._cli_status import show_status
 
-    sessions = chosen_sessions(address)
+    sessions = one_of_each_cluster(chosen_sessions(address))
     for session_dir in sessions:
         show_status(session_dir)
     if not sessions:
@@ -232,7 +250,12 @@ def status(address: str | None) -> int:
 @cli.command()
 @click.argument("node")
 @click.option("--address", help="The session or cluster (default: the latest of this user).")
-@click.option("--timeout", type=float, default=limits.DRAIN_TIMEOUT, help="Seconds that its work may take.")
+@click.option(
+    "--timeout",
+    type=click.FloatRange(0),
+    default=limits.DRAIN_TIMEOUT,
+    help="Seconds that its work may take.",
+)
 @click.option("--stop/--keep", "ends", default=True, help="Whether the node ends afterwards.")
 def drain(node: str, address: str | None, timeout: float, ends: bool) -> int:
     """Move all work off a node (the beginning of its id), then stop it."""
@@ -249,7 +272,9 @@ def drain(node: str, address: str | None, timeout: float, ends: bool) -> int:
     "what", type=click.Choice(["actors", "nodes", "objects", "placement-groups", "tasks", "workers"])
 )
 @click.option("--filter", "filters", multiple=True, help="KEY=VALUE or KEY!=VALUE; may be repeated.")
-@click.option("--limit", type=int, default=100, show_default=True, help="Rows to show at the most.")
+@click.option(
+    "--limit", type=click.IntRange(1), default=100, show_default=True, help="Rows to show at the most."
+)
 @click.option("--detail", is_flag=True, help="All columns.")
 @click.option("--format", "form", type=click.Choice(["table", "json"]), default="table", show_default=True)
 @click.option("--address", help="The session or cluster (default: FRAMEWORK_ADDRESS, or the latest).")
@@ -264,7 +289,9 @@ def list_(
 
 @cli.command()
 @click.option("--address", help="The session or cluster (default: FRAMEWORK_ADDRESS, or the latest).")
-@click.option("--limit", type=int, default=50, show_default=True, help="Objects to show at the most.")
+@click.option(
+    "--limit", type=click.IntRange(1), default=50, show_default=True, help="Objects to show at the most."
+)
 def memory(address: str | None, limit: int) -> int:
     """The object stores, and what holds the objects in them."""
     from framework._cli_listing import show_memory

@@ -33,7 +33,7 @@ _COLUMNS = {
         "call_site",
     ),
     "nodes": ("node_id", "state", "node_ip", "node_name", "is_head_node", "resources_total", "labels"),
-    "actors": ("actor_id", "class_name", "state", "job_id", "name", "node_id", "pid"),
+    "actors": ("actor_id", "class_name", "state", "job_id", "name", "namespace", "node_id", "pid"),
     "tasks": ("task_id", "name", "state", "pid", "call_site"),
     "workers": ("worker_id", "type", "pid", "node_id", "address"),
     "placement-groups": ("placement_group_id", "name", "strategy", "state", "bundles"),
@@ -228,16 +228,19 @@ _FINDERS: dict[str, Callable[[], list[Row]]] = {
 
 def show_memory(limit: int, address: str | None) -> int:
     """Print the state of the object store, and what is in it; the exit code."""
-    from framework.util.state import store_stats
+    from framework.util.state import _stores
 
     with _connected(address):
-        stats = store_stats()
+        stores = _stores()
         rows = _objects()
-    print(
-        f"Object store: {stats['used'] / 2**20:.1f} of {stats['capacity'] / 2**20:.1f} MiB in use by "
-        f"{stats['objects']} objects; spilled: {stats['spilled_bytes'] / 2**20:.1f} MiB in "
-        f"{stats['spilled_objects']} objects"
-    )
+    for store in stores:
+        stats = store["stats"]
+        where = f" of node {store['node_id'].hex()[:12]}" if len(stores) > 1 else ""
+        print(
+            f"Object store{where}: {stats['used'] / 2**20:.1f} of {stats['capacity'] / 2**20:.1f} MiB in use "
+            f"by {stats['objects']} objects; spilled: {stats['spilled_bytes'] / 2**20:.1f} MiB in "
+            f"{stats['spilled_objects']} objects"
+        )
     owned = [row for row in rows if row["reference_type"] == "OWNED"]
     total = sum(row["object_size"] for row in owned)
     print(f"Objects: {len(owned)} owned, {len(rows) - len(owned)} borrowed; {total / 2**20:.1f} MiB")

@@ -5,9 +5,11 @@ from __future__ import annotations
 import sys
 from typing import Any
 
+from framework._base import labels as lb
 from framework._base import limits
 from framework._base import resources as res
-from framework._node.control import Client, RemoteHead, client_of_head, cluster_facts
+from framework._node.control import Client, client_of_head, cluster_facts
+from framework._node.draining import drain
 from framework._node.session import node_pid
 from framework._wire import messages as m
 from framework.exceptions import FrameworkError
@@ -79,18 +81,29 @@ def _node_line(row: dict[str, Any]) -> str:
     kind = "head node" if row.get("head") else "node"
     labels = "".join(f" {name}={value}" for name, value in row.get("labels", {}).items())
     where = f"{row.get('host', '')} ({row.get('hostname', '')})"
-    return f"{kind} {row['node_id'].hex()[:12]} {_state(row)} at {where}: {_shape(row)}{labels}"
+    rest = f": {_shape(row)}{labels}" if row.get("alive", True) else ""
+    return f"{kind} {row['node_id'].hex()[:12]} {_state(row)} at {where}{rest}"
 
 
 def _demand_lines(demand: dict[str, Any]) -> list[str]:
     lines = []
     for units, strategy, count, *_ in demand.get("pending", ()):
-        shape = ", ".join(f"{name}: {amount:g}" for name, amount in res.to_floats(units).items())
-        where = f", strategy {strategy}" if strategy else ""
-        lines.append(f"waiting: {count} x {{{shape}}}{where}")
+        lines.append(f"waiting: {count} x {res.format_resources(res.out_of_group(units))}{_where(strategy)}")
     if demand.get("groups"):
         lines.append(f"waiting: {len(demand['groups'])} placement groups")
     return lines
+
+
+def _where(strategy: Any) -> str:
+    """A strategy as it travels, for people."""
+    if not strategy or strategy[0] == "SPREAD":
+        return ", SPREAD" if strategy else ""
+    if strategy[0] == "node":
+        return f", on node {strategy[1][: limits.SHOWN_ID]}" + (" if it can" if strategy[2] else "")
+    if strategy[0] == "labels":
+        return f", on nodes with the labels {lb.format_wishes({**strategy[1], **strategy[2]})}"
+    bundle = "" if strategy[2] < 0 else f"bundle {strategy[2]} of "
+    return f", in {bundle}placement group {strategy[1].hex()}"
 
 
 def _tables(rows: list[tuple[str, str]], nodes: list[dict[str, Any]], cluster: bool) -> None:
@@ -112,7 +125,8 @@ def _tables(rows: list[tuple[str, str]], nodes: list[dict[str, Any]], cluster: b
     for node in nodes:
         labels = ", ".join(f"{name}={value}" for name, value in node.get("labels", {}).items())
         name = node["node_id"].hex()[:12] + (" (head)" if node.get("head") else "")
-        table.add_row(name, _state(node), str(node.get("host", "")), _shape(node), labels)
+        shape = _shape(node) if node.get("alive", True) else ""
+        table.add_row(name, _state(node), str(node.get("host", "")), shape, labels)
     console.print(table)
 
 
@@ -125,22 +139,24 @@ def drain_node(session_dir: str, prefix: str, timeout: float, ends: bool) -> int
             what = "no node's id begins" if not chosen else f"the ids of {len(chosen)} nodes begin"
             raise FrameworkError(f"{what} with {prefix!r}; there are: {_ids(found)}")
         node_id = chosen[0]["node_id"]
-        answer = _drain(head, node_id, timeout)
-        if not answer.get("drained", True):
-            raise FrameworkError(f"node {node_id.hex()[:12]} is not drained: {answer.get('reason')}")
-        if ends:
+    name = node_id.hex()[: limits.SHOWN_ID]
+    done, rest = drain(lambda: client_of_head(session_dir), node_id, _DRAINED, timeout, _tell_waiting)
+    if not done:
+        raise FrameworkError(f"node {name} is not drained after {timeout:g} s. What is left there: {rest}")
+    if rest:
+        print(f"Warning: {rest}", file=sys.stderr)
+    if ends:
+        with client_of_head(session_dir) as head:
             head.call(m.NODE_END, node_id, _DRAINED)
-        print(f"Node {chosen[0]['node_id'].hex()[:12]} has no work left" + (" and ends." if ends else "."))
+    print(f"Node {name} has no work left" + (" and ends." if ends else "."))
     return 0
 
 
+def _tell_waiting(text: str) -> None:
+    print(f"Waiting for {text}", file=sys.stderr, flush=True)
+
+
 _DRAINED = "it is drained (`python -m framework drain`)"
-
-
-def _drain(head: Client | RemoteHead, node_id: bytes, timeout: float) -> dict[str, Any]:
-    head.timeout = timeout
-    answer: dict[str, Any] = head.call(m.NODE_DRAIN, node_id, _DRAINED) or {}
-    return answer
 
 
 def _ids(rows: list[dict[str, Any]]) -> str:

@@ -249,7 +249,12 @@ def init(
                 f"memory_usage_threshold are for a new node; this connects to {address!r}"
                 + ("" if given else " (from the environment variable FRAMEWORK_ADDRESS)")
             )
-        context = _start(address, wanted, facts)
+        try:
+            context = _start(address, wanted, facts)
+        except Exception as error:
+            if address is not None and not given:
+                error.add_note(f"address={address!r} is that of the environment variable FRAMEWORK_ADDRESS")
+            raise
     if not _in_loop():
         try:
             context._runtime.node_ready.result(limits.NODE_START_TIMEOUT)

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import logging
 import os
 import signal
 import time
@@ -27,11 +28,14 @@ from typing import Any, Self
 from framework._base import limits
 from framework._init_checks import checked_labels, wanted_resources
 from framework._node.control import Client
+from framework._node.draining import drain
 from framework._node.launching import HeadProcess, JoinedNode, end_in_order, new_facts
 from framework._node.session import sweep_session
 from framework._service.credentials import fingerprint, new_token
 from framework._wire import messages as m
 from framework.exceptions import FrameworkError
+
+log = logging.getLogger("framework.cluster")
 
 __all__ = ["Cluster", "ClusterNode"]
 
@@ -135,6 +139,8 @@ class Cluster:
         """`tls`: have connections encrypted, although they stay on this machine."""
         if connect and not initialize_head:
             raise ValueError("connect=True needs initialize_head=True: there is nothing to connect to")
+        if head_node_args is not None and not isinstance(head_node_args, dict):
+            raise TypeError(f"head_node_args is a dict of what add_node() takes, got {head_node_args!r}")
         self._tls = tls
         self._head: HeadProcess | None = None
         self._connected = False
@@ -197,12 +203,11 @@ class Cluster:
     def remove_node(self, node: ClusterNode, allow_graceful: bool = True) -> None:
         """End a node: in order, after its work has moved elsewhere, or (``allow_graceful=False``) by SIGKILL
         for all its processes at once. Returns when they are gone. The head's node takes the head along."""
-        if node is not self.head_node and node not in self.worker_nodes:
+        if node is None or node not in self.list_all_nodes():
             raise ValueError(f"{node!r} is not a node of this cluster")
         if allow_graceful:
             if not node.is_head:
-                with contextlib.suppress(FrameworkError):
-                    self._drain(node)
+                self._drain(node)
             node._terminate()
             node._wait()
         else:
@@ -212,9 +217,14 @@ class Cluster:
             self._end_head()
 
     def _drain(self, node: ClusterNode) -> None:
-        with self._client() as head:
-            head.timeout = limits.SHUTDOWN_GRACE
-            head.call(m.NODE_DRAIN, bytes.fromhex(node.node_id), "it is removed from the cluster")
+        why = "it is removed from the cluster"
+        try:
+            done, rest = drain(self._client, bytes.fromhex(node.node_id), why, limits.SHUTDOWN_GRACE)
+        except FrameworkError as error:
+            done, rest = False, str(error)
+        if rest:
+            before = "" if done else "before it was drained: "
+            log.warning("node %s is removed, %slost are %s", node.node_id[:12], before, rest)
 
     def _forget(self, node: ClusterNode) -> None:
         if node is self.head_node:
@@ -248,17 +258,19 @@ class Cluster:
             time.sleep(0.05)
 
     def _client(self) -> Client:
-        assert self._head is not None
-        return Client(self._head.session_dir, "head")
+        return Client(self._present_head().session_dir, "head")
+
+    def _present_head(self) -> HeadProcess:
+        if self._head is None:
+            raise ValueError("the cluster has no head yet: add_node() starts it with the first node")
+        return self._head
 
     # ---- the head ------------------------------------------------------------------------------------
 
     @property
     def address(self) -> str:
         """``HOST:PORT`` of the head, for ``framework.init(address=...)``."""
-        if self._head is None:
-            raise ValueError("the cluster has no head yet: add_node() starts it with the first node")
-        return self._head.facts.head
+        return self._present_head().facts.head
 
     gcs_address = address
 
@@ -267,9 +279,7 @@ class Cluster:
         """What a process that is no child of this one needs in ``FRAMEWORK_TOKEN`` to join."""
         from framework._service.credentials import token_text
 
-        if self._head is None:
-            raise ValueError("the cluster has no head yet: add_node() starts it with the first node")
-        facts = self._head.facts
+        facts = self._present_head().facts
         return token_text(facts.token, facts.certificate)
 
     @property
@@ -279,14 +289,13 @@ class Cluster:
 
     def kill_head(self) -> None:
         """SIGKILL for the head alone: its node and all others go on, and wait for its return."""
-        if self._head is not None:
-            self._head.kill()
+        self._present_head().kill()
 
     def restart_head(self) -> None:
         """Start the head again, at the same port, with what it has written down. Returns when it serves."""
-        if self._head is not None:
-            self._head.kill()
-            self._head.start()
+        head = self._present_head()
+        head.kill()
+        head.start()
 
     def _end_head(self) -> None:
         if self._head is not None:

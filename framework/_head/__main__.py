@@ -6,7 +6,7 @@
 - ``ready_fd``: a byte is written there when it serves (absent at no time); EOF without one: it failed;
 - ``bind``: the address to listen at ("127.0.0.1", "0.0.0.0", ...);
 - ``state``: path of the SQLite file (below session_dir);
-- ``alone_grace``: optional, seconds: it ends when it has had nodes and has had none for so long;
+- ``alone_grace``: optional, seconds: it ends when it has had no nodes for so long (the first have more time);
 - ``parent_pid``: optional: ends when that process is gone (SIGCONT as parent-death signal, pidfd watch).
 
 ``<session_dir>/head.json`` (0600; `framework._service.credentials.read_private`) holds

@@ -21,6 +21,7 @@ from typing import Any
 from framework._base import limits
 from framework._base import resources as res
 from framework._base.cluster import ClusterFacts
+from framework._head.drains import tell_what_is_left
 from framework._head.groups import HeadGroups
 from framework._head.placing import Placing
 from framework._head.service import HeadService
@@ -79,6 +80,7 @@ class ClusterHead(HeadService):
         self._keep_scheduled = self._closed = False
         self.handlers |= {
             m.NODE_DRAIN: self._node_drain,
+            m.NODE_HOLDS: partial(tell_what_is_left, self),
             m.NODE_LEAVE: self._node_leave,
             m.OWNER_GONE: self._owner_ended,
             m.HEAD_DEMAND: self._demand,
@@ -213,6 +215,10 @@ class ClusterHead(HeadService):
     def node_peer(self, node_id: bytes) -> Connection | None:
         """The connection to a node, while there is one."""
         return self._peers.get(node_id)
+
+    def records_on(self, node_id: bytes) -> list[ActorRecord]:
+        """The actors there."""
+        return self._actors.on_node(node_id)
 
     def node_id(self, connection: Connection) -> bytes:
         """The node at the other end."""

@@ -49,7 +49,6 @@ class HeadProcess:
         self._session_dir: str = config["session_dir"]
         self._sweep = sweep
         self._stopping = False
-        self._had_nodes = False
         self._alone_since: float | None = None
         self._watch = -1
         self.facts = ClusterFacts.from_dict(read_private(self._file("head.json")))
@@ -99,7 +98,10 @@ class HeadProcess:
         if "parent_pid" in self._config:
             self._watch_parent(self._config["parent_pid"])
         if "alone_grace" in self._config:
-            self._loop.call_later(limits.HEARTBEAT, self._look_for_nodes, self._config["alone_grace"])
+            grace = self._config["alone_grace"]
+            # The first may take its time, above all if it is to come back.
+            self._alone_since = self._loop.time() + limits.HEAD_RETURN_TIMEOUT - grace
+            self._loop.call_later(limits.HEARTBEAT, self._look_for_nodes, grace)
         with contextlib.suppress(OSError):  # whoever started us is gone already
             os.write(self._config["ready_fd"], b"1")
         os.close(self._config["ready_fd"])
@@ -140,11 +142,11 @@ class HeadProcess:
             self._loop.add_reader(self._watch, ended)
 
     def _look_for_nodes(self, grace: float) -> None:
-        """A head whose nodes have all gone, and that nobody else would end, ends itself."""
+        """A head whose nodes have all gone (or never came), and that nobody else would end, ends itself."""
         now = self._loop.time()
         if self.service.count_nodes():
-            self._had_nodes, self._alone_since = True, None
-        elif self._had_nodes and self._alone_since is None:
+            self._alone_since = None
+        elif self._alone_since is None:
             self._alone_since = now
         if self._alone_since is not None and now - self._alone_since >= grace:
             self.stop("it has no nodes any more")

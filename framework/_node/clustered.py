@@ -12,7 +12,7 @@ import logging
 import os
 import socket
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from framework._base import limits
 from framework._base.cluster import ClusterFacts
@@ -27,6 +27,9 @@ from framework._node.store_service import StoreService
 from framework._service.credentials import write_private
 from framework._service.supervise import TaskGroupOfService
 from framework._wire import messages as m
+
+if TYPE_CHECKING:
+    from framework._node.head_keeper import HeadKeeper
 
 log = logging.getLogger("framework.node")
 
@@ -58,6 +61,7 @@ class ClusterSide:
         self.objects = ObjectsAcross(loop, facts, store, self.neighbours)
         node.handlers.update(self.objects.handlers)
         node.also_busy = self.objects.without_copy
+        node.on_drain = self.objects.drain
         self.objects.on_handed_over = node.tell_load
         node.head_handlers.update(self.objects.head_handlers)
         self._data_port = 0
@@ -81,10 +85,20 @@ class ClusterSide:
             connect=self.neighbours.connection,
             others=self._with_output,
         )
-        self.neighbours.handlers |= {**self.output.handlers, m.PROCESSES: node.list_processes}
+        self.neighbours.handlers |= {
+            **self.output.handlers,
+            m.PROCESSES: node.list_processes,
+            m.STORE_LIST: store.handlers[m.STORE_LIST],
+        }
         node.handlers[m.LOG_FLUSH] = self._log_flush
         node.handlers[m.NODE_PROCESSES] = self._node_processes
+        node.handlers[m.NODE_STORES] = self._node_stores
         node.processes.config["cluster"] = facts.to_dict()
+        self._keeper: HeadKeeper | None = None
+        if config["cluster"].get("keeps_head"):
+            from framework._node.head_keeper import HeadKeeper
+
+            self._keeper = HeadKeeper(loop, self._session_dir, config["cluster"]["keeps_head"])
 
     # ---- life ----------------------------------------------------------------------------------------
 
@@ -99,10 +113,14 @@ class ClusterSide:
 
     def leave(self, reason: str) -> None:
         """This node ends in order: the head need not wait for its silence."""
+        if self._keeper is not None:
+            self._keeper.stop()
         self.head.leave(reason)
 
     def close(self) -> None:
         """End all connections to other machines."""
+        if self._keeper is not None:
+            self._keeper.stop()
         self.output.stop()
         self._tasks.cancel()
         self.head.stop()
@@ -128,6 +146,8 @@ class ClusterSide:
         joined, self._joined = self._joined, None
         if joined is not None:
             write_private(os.path.join(self._session_dir, "cluster.json"), self._facts.to_dict())
+            if self._keeper is not None:
+                self._keeper.start()
             joined()
 
     def _on_rows(self, rows: list[Row]) -> None:
@@ -167,14 +187,32 @@ class ClusterSide:
 
     def _node_processes(self, connection: Connection, frame: Frame) -> None:
         async def gather() -> None:
-            found = [{**row, "node_id": self._node.node_id} for row in self._node.process_rows()]
-            for node_id in self.neighbours.others():
-                neighbour = self.neighbours.connection(node_id)
-                if neighbour is not None:
-                    with contextlib.suppress(Exception):
-                        rows = await asyncio.wait_for(neighbour.call(m.PROCESSES), 2.0)
-                        found += [{**row, "node_id": node_id} for row in rows]
+            answers = await self._of_all_others(m.PROCESSES)
+            answers.insert(0, (self._node.node_id, self._node.process_rows()))
             if not connection.closed:
-                connection.reply(frame[1], found)
+                connection.reply(frame[1], [{**row, "node_id": n} for n, rows in answers for row in rows])
 
         self._tasks.start(gather(), "listing the processes of all nodes")
+
+    def _node_stores(self, connection: Connection, frame: Frame) -> None:
+        async def gather() -> None:
+            state = self._store.state
+            answers = await self._of_all_others(m.STORE_LIST)
+            answers.insert(0, (self._node.node_id, {"objects": state.describe(), "stats": state.stats}))
+            if not connection.closed:
+                connection.reply(frame[1], [{**store, "node_id": node_id} for node_id, store in answers])
+
+        self._tasks.start(gather(), "listing the stores of all nodes")
+
+    async def _of_all_others(self, opcode: int) -> list[tuple[bytes, Any]]:
+        """What the other nodes answer, as far as they do in time."""
+
+        async def ask(node_id: bytes) -> tuple[bytes, Any] | None:
+            with contextlib.suppress(Exception):
+                neighbour = self.neighbours.connection(node_id)
+                if neighbour is not None:
+                    return node_id, await asyncio.wait_for(neighbour.call(opcode), limits.LISTING_TIMEOUT)
+            return None
+
+        found = await asyncio.gather(*map(ask, self.neighbours.others()))
+        return [answer for answer in found if answer is not None]

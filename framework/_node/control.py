@@ -21,7 +21,14 @@ from framework._net.address import host_port
 from framework._net.connection import Connection, Handler
 from framework._net.listener import connect_unix, hello
 from framework._node.launching import HeadProcess, JoinedNode, end_head, is_loopback, new_facts
-from framework._node.session import head_pid, live_sessions, node_pid, staying_sessions, sweep_session
+from framework._node.session import (
+    head_pid,
+    live_sessions,
+    node_pid,
+    sessions_root,
+    staying_sessions,
+    sweep_session,
+)
 from framework._service.credentials import (
     TOKEN_VARIABLE,
     fingerprint,
@@ -72,6 +79,7 @@ def start_session(
             host=facts.host,
             bind=bind,
             session_dir=head.session_dir,
+            keeps_head=bind or host,
         )
         node.expect_ready()
     except BaseException:
@@ -105,9 +113,16 @@ def joining_node(
     parent_pid: int | None = None,
 ) -> JoinedNode:
     """As `join_session`, without waiting; with `parent_pid` it ends when that process does."""
-    host_port(address)
+    host, port = host_port(address)
     given = token_from_environment()
     if given is None:
+        try:
+            socket.create_connection((host, port), limits.CONNECT_TIMEOUT).close()
+        except OSError as error:
+            raise ConnectionFailedError(
+                f"no head of a cluster answers at {address}: {host} port {port} cannot be reached: {error}. "
+                f"(To join one, its token is needed in the environment variable {TOKEN_VARIABLE}, too)"
+            ) from None
         raise ConnectionFailedError(
             f"to join the cluster at {address}, its token is needed in the environment variable "
             f"{TOKEN_VARIABLE}: `python -m framework start --head` has printed it there"
@@ -130,6 +145,19 @@ def running_sessions() -> list[str]:
         with contextlib.suppress(OSError):
             connect_unix(os.path.join(session_dir, "sockets", "node")).close()
             found.append(session_dir)
+    return found
+
+
+def headed_sessions() -> list[str]:
+    """The directories of this user's sessions in which the head of a cluster runs whose node there has
+    died."""
+    found = []
+    with os.scandir(sessions_root()) as entries:
+        for entry in entries:
+            if entry.name.startswith("session-") and head_pid(entry.path) is not None:
+                pid = node_pid(entry.path)
+                if pid is None or not _is_node_of(pid, entry.path):
+                    found.append(entry.path)
     return found
 
 
@@ -303,6 +331,7 @@ def stop_session(session_dir: str, force: bool = False) -> bool:
     watch = _watch(pid)
     asked = pid is not None and _is_node_of(pid, session_dir)
     if head_pid(session_dir) is not None:  # the whole cluster ends with it
+        asked = True
         with contextlib.suppress(FrameworkError), Client(session_dir, "head") as head:
             head.call(m.HEAD_STOP, _STOPPED)
     try:

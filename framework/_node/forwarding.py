@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from framework._base import limits
 from framework._net.connection import Connection, Frame, Handler
 from framework._state.demands import Demand
-from framework._state.node import IDLE, env_key
+from framework._state.node import IDLE, RETIRED, env_key
 from framework._state.scheduling import ClusterView
 from framework._state.waiting import holds, wishes
 from framework._wire import messages as m
@@ -199,7 +199,7 @@ class Forwarding:
     def _lost(self, connection: Connection, frame: Frame) -> None:
         _, number, running, pid, detail, kind = frame
         away, commands = self._node.state.away_over(number, connection.ident)
-        if away is not None:
+        if away is not None and kind != RETIRED:  # (of that the owner knows by the worker itself)
             away.owner.cast(m.LEASE_LOST, number, running, pid, detail, kind)
         self._node.run(commands)
 

@@ -17,6 +17,11 @@ from framework._service.credentials import read_private
 from framework._wire import messages as m
 from framework.exceptions import AuthenticationError, ConnectionFailedError, FrameworkError
 
+_MAY_BE_ENCRYPTED = (
+    ". If one runs there, its connections may be encrypted: then FRAMEWORK_TOKEN has a second part, behind a "
+    "'-', as `python -m framework start --head` has printed it there"
+)
+
 
 async def introduce(
     loop: asyncio.AbstractEventLoop, head: str, token: bytes, fingerprint: str | None, node_id: bytes = b""
@@ -36,7 +41,8 @@ async def introduce(
             f". FRAMEWORK_TOKEN must be what `python -m framework start --head` has printed there{hint}"
         ) from None
     except ConnectionFailedError as error:
-        raise ConnectionFailedError(f"no head of a cluster answers at {head}: {error}") from None
+        hint = _MAY_BE_ENCRYPTED if pin is None and "reset" in str(error) else ""
+        raise ConnectionFailedError(f"no head of a cluster answers at {head}: {error}{hint}") from None
     ours: str = sock.getsockname()[0]
     connection = Connection(loop, sock, {m.WELCOME: lambda c, f: None}, on_close=_ignore, name="the head")
     try:

@@ -67,6 +67,32 @@ def _expect_ready(ours: socket.socket, child: Child, what: str, log: str) -> Non
     )
 
 
+def start_head(session_dir: str, bind: str, ready: socket.socket, parent_pid: int | None = None) -> Child:
+    """Start the process of the head that belongs to a session directory, and do not wait: it writes to
+    `ready` when it serves. OSError when that cannot be done."""
+    config: dict[str, Any] = {
+        "session_dir": session_dir,
+        "bind": bind,
+        "state": os.path.join(session_dir, "head.db"),
+        "ready_fd": ready.fileno(),
+    }
+    if parent_pid is not None:
+        config["parent_pid"] = parent_pid
+    else:
+        config["alone_grace"] = limits.HEAD_ALONE  # nobody else would end it
+    log = open_private(os.path.join(session_dir, "logs", "head.err"))
+    try:
+        return spawn(
+            command("framework._head.__main__", json.dumps(config)),
+            env={name: value for name, value in os.environ.items() if name != TOKEN_VARIABLE},
+            keep=(ready.fileno(),),
+            output=log,
+            new_session=True,
+        )
+    finally:
+        os.close(log)
+
+
 class HeadProcess:
     """The head of a new cluster, in a session directory of its own, where its node belongs too.
 
@@ -96,30 +122,10 @@ class HeadProcess:
     def start(self) -> None:
         """Start its process (again), and wait until it serves."""
         ours, theirs = socket.socketpair()
-        log_path = self._file("logs", "head.err")
-        config: dict[str, Any] = {
-            "session_dir": self.session_dir,
-            "bind": self._bind,
-            "state": self._file("head.db"),
-            "ready_fd": theirs.fileno(),
-        }
-        if self._parent_pid is not None:
-            config["parent_pid"] = self._parent_pid
-        else:
-            config["alone_grace"] = limits.HEAD_ALONE  # nobody else would end it
         with ours:
             with theirs:
-                log = open_private(log_path)
-                try:
-                    self.process = spawn(
-                        command("framework._head.__main__", json.dumps(config)),
-                        env={name: value for name, value in os.environ.items() if name != TOKEN_VARIABLE},
-                        keep=(theirs.fileno(),),
-                        output=log,
-                        new_session=True,
-                    )
-                finally:
-                    os.close(log)
+                self.process = start_head(self.session_dir, self._bind, theirs, self._parent_pid)
+            log_path = self._file("logs", "head.err")
             _expect_ready(ours, self.process, "the process of the cluster's head", log_path)
 
     @property
@@ -148,8 +154,9 @@ class JoinedNode(StartedNode):
     """A node of a cluster, in a process of its own.
 
     `head`: ``HOST:PORT``. `host`: the address under which others reach this node (by default the one that it
-    has towards the head), `bind`: the one that it listens at. `session_dir`: that of the head, for its node.
-    With `parent_pid` it ends when that process does. Does not wait: see `expect_ready`.
+    has towards the head), `bind`: the one that it listens at. `session_dir`: that of the head, for its node;
+    with `keeps_head` (the address that the head listens at) this node starts the head again if it dies. With
+    `parent_pid` it ends when that process does. Does not wait: see `expect_ready`.
     """
 
     def __init__(
@@ -163,13 +170,14 @@ class JoinedNode(StartedNode):
         bind: str | None = None,
         session_dir: str | None = None,
         parent_pid: int | None = None,
+        keeps_head: str | None = None,
     ) -> None:
         self._secrets = {"head": head, "token": token.hex(), "fingerprint": fingerprint}
         self._ready, theirs = socket.socketpair()
         config: dict[str, Any] = {
             "resources": resources,
             "ready_fd": theirs.fileno(),
-            "cluster": {"host": host, "bind": bind},
+            "cluster": {"host": host, "bind": bind, "keeps_head": keeps_head},
         }
         if parent_pid is not None:
             config["parent_pid"] = parent_pid

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from framework._net.connection import Connection, Frame, Handler
-from framework._state.node import IDLE, Allocation, env_key
+from framework._state.node import IDLE, RETIRED, Allocation, env_key
 from framework._state.waiting import why
 from framework._wire import messages as m
 
@@ -26,6 +26,7 @@ class NodeLeases:
             m.UNBLOCKED: self._unblocked,
             m.KILL_WORKER: self._kill_worker,
             m.LEASE_WHY: self._why,
+            m.RETIRED: self._retired,
         }
 
     def _key(self, connection: Connection, frame: Frame) -> None:
@@ -60,6 +61,15 @@ class NodeLeases:
                 self._node.processes.end(frame[1], frame[2], intended=True)
         elif self._node.forwarding is not None:
             self._node.forwarding.kill(frame[1], connection, frame[2])
+
+    def _retired(self, connection: Connection, frame: Frame) -> None:
+        """A worker has done what it may (`max_calls`), and stays for what it owns. Its owner knows that."""
+        node = self._node
+        allocation, commands = node.state.worker_retired(connection.ident)
+        if allocation is not None and allocation.guest:
+            allocation.owner.cast(m.LEASE_LOST, allocation.number, 0, 0, "", RETIRED)
+        node.output.set_active(connection.ident, False)
+        node.run(commands)
 
     def _why(self, connection: Connection, frame: Frame) -> None:
         connection.reply(frame[1], why(self._node.state, connection, frame[2]))

@@ -77,9 +77,11 @@ class ObjectsAcross:
         self._closed = False
         self._draining = False
         self._handed_over: set[bytes] = set()  #: objects of this node, which drains, that others have too
+        self._no_room: dict[bytes, int] = {}  #: those of them that nobody else had room for, and their bytes
         self.on_handed_over: Callable[[], object] = lambda: None
         self.handlers: dict[int, Handler] = {
             m.STORE_PULL: self._pull,
+            m.STORE_UNPULL: self._unpull,
             m.STORE_PREFETCH: self._prefetch,
             m.STORE_FREE_AT: self._free_at,
             m.STORE_REPLICATE: self._replicate,
@@ -115,9 +117,8 @@ class ObjectsAcross:
         for row in rows:
             node = row["node_id"]
             if node == self.node_id:
-                if row.get("draining") and not self._draining:
-                    self._tasks.start(self._hand_over(), "handing over objects")
-                self._draining = bool(row.get("draining"))
+                if row.get("draining"):
+                    self.drain()
             elif row.get("alive", True):
                 self._nodes[node[:_BEGINNING]] = node
                 self.transfers.state.node_up(node)
@@ -234,6 +235,14 @@ class ObjectsAcross:
             connection.reply(rid, None)
         else:
             self._want((_CALL, connection, rid), object_id, node, size, WAIT)
+
+    def _unpull(self, connection: Connection, frame: Frame) -> None:
+        object_id = frame[1]
+        for waiter in self.transfers.state.waiters_of(object_id):
+            found: Any = waiter
+            if found[0] == _CALL and found[1] is connection:
+                self.transfers.run(self.transfers.state.unwant(waiter, object_id))
+                connection.reply(found[2], None)
 
     def _prefetch(self, connection: Connection, frame: Frame) -> None:
         for object_id, node, size in frame[1]:
@@ -397,9 +406,23 @@ class ObjectsAcross:
 
     # ---- drains --------------------------------------------------------------------------------------
 
-    def without_copy(self) -> int:
-        """While this node drains: how many of its objects no other node has (or has been asked to have)."""
-        return len(self._alone()) if self._draining else 0
+    def drain(self) -> None:
+        """This node is to end: its objects go elsewhere."""
+        if not self._draining:
+            self._draining = True
+            self._tasks.start(self._hand_over(), "handing over objects")
+
+    def without_copy(self) -> dict[str, int]:
+        """While this node drains: its objects that no other node has, and their bytes; how many found no room
+        elsewhere is counted by itself."""
+        alone = self._alone() if self._draining else ()
+        lost = self._store.state.blocks.keys() & self._no_room.keys()
+        return {
+            "objects": len(alone),
+            "bytes": sum(block.size for block in alone),
+            "lost": len(lost),
+            "lost_bytes": sum(self._no_room[object_id] for object_id in lost),
+        }
 
     def _alone(self) -> list[Block]:
         return [
@@ -414,15 +437,22 @@ class ObjectsAcross:
 
     async def _hand_over(self) -> None:
         """This node is to end: have a copy of each of its objects on another, until it ends."""
-        while self._draining and self._neighbours.others():
+        while not self._closed:
+            before = len(self._no_room)
             for block in self._alone():
-                if self._store.state.is_sealed(block.object_id):
-                    await self.replicate(block.object_id, block.size, 1)
-                # (What cannot be had elsewhere, for want of room, does not keep the node from ending.)
+                sealed = self._store.state.is_sealed(block.object_id)
+                if sealed and not await self.replicate(block.object_id, block.size, 1):
+                    # What cannot be had elsewhere does not keep the node from ending.
+                    self._no_room[block.object_id] = block.size
                 self._handed_over.add(block.object_id)
+            if len(self._no_room) > before:
+                log.warning(
+                    "%d objects of %d bytes find no room elsewhere: they end with this node, which drains",
+                    len(self._no_room),
+                    sum(self._no_room.values()),
+                )
             self.on_handed_over()
             await asyncio.sleep(limits.PULL_RETRY)
-        self._handed_over.clear()
 
     @property
     def stats(self) -> dict[str, int]:

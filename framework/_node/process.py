@@ -256,6 +256,9 @@ class NodeProcess:
         adopt_orphans()
         self.node.stop()
         end_children(limits.EXIT_GRACE)
+        if self.cluster is not None:
+            for driver in self.node.output.drivers:
+                driver.cast(m.NODE_ENDS, self._reason)
         self.node.deliver_rest()
         self.store.close()
         if self.cluster is not None:

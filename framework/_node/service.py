@@ -19,7 +19,7 @@ from framework._node.leases import NodeLeases
 from framework._node.memory_monitor import MemoryMonitor
 from framework._node.output_service import OutputService
 from framework._node.processes import Processes
-from framework._state.node import IDLE, Allocation, NodeState, Worker
+from framework._state.node import IDLE, RETIRED, Allocation, NodeState, Worker
 from framework._state.waiting import pending
 from framework._wire import messages as m
 
@@ -58,7 +58,9 @@ class NodeService:
         self._head: Connection | HeadLink | None = None
         self._owners: dict[Connection, bytes] = {}  #: everyone who may ask for leases -> job
         self._idents: dict[bytes, Connection] = {}
-        self.also_busy: Callable[[], int] = lambda: 0  #: what else must come to an end when it drains
+        #: what else must come to an end when it drains: of what, how many and how many bytes
+        self.also_busy: Callable[[], dict[str, int]] = lambda: {"objects": 0}
+        self.on_drain: Callable[[], object] = lambda: None
         self._store_peer_lost: Callable[[Connection], None] = lambda _: None
         self.processes = Processes(loop, self, random_bytes)
         self.processes.config = {"session_dir": session_dir, "node_id": node_id, "total": dict(total)}
@@ -69,7 +71,7 @@ class NodeService:
             loop,
             session_dir,
             job_of=self._job_of,
-            anyone_works=lambda: any(worker.state != IDLE for worker in self.state.workers.values()),
+            anyone_works=lambda: any(w.state not in (IDLE, RETIRED) for w in self.state.workers.values()),
         )
         self.memory = MemoryMonitor(
             loop, memory_threshold, self.processes.memory_users, self.processes.end_for_memory
@@ -94,6 +96,7 @@ class NodeService:
             **self.actors.head_handlers,
             **self.bundles.head_handlers,
             m.NODE_DRAIN: self._drain,
+            m.NODE_HOLDS: self._holds,
         }
 
     # ---- start and stop ------------------------------------------------------------------------------
@@ -308,9 +311,15 @@ class NodeService:
     def _drain(self, connection: Connection, frame: Frame) -> None:
         """Nothing new from now on. The load that is told before the answer reckons in all that was taken."""
         self.state.draining = True
+        self.on_drain()
         self.run(self.state.schedule())
         self.tell_load()
         connection.reply(frame[1], None)
+
+    def _holds(self, connection: Connection, frame: Frame) -> None:
+        """What is left here (of actors the head knows)."""
+        tasks = sum(1 for lease in self.state.leases.values() if lease.actor is None)
+        connection.reply(frame[1], {"tasks": tasks, **self.also_busy()})
 
     def tell_load(self) -> None:
         """Tell the head at once what is free."""
@@ -325,7 +334,7 @@ class NodeService:
             self._total_told, total = changes, self.state.total
         state = self.state
         waiting = pending(state) if state.unmet else []
-        busy = state.busy() + self.also_busy()
+        busy = state.busy() + self.also_busy()["objects"]
         self.tell_head(m.NODE_LOAD, state.available, waiting, total, 0, busy)
 
     def gpus_of(self, allocation: Allocation) -> list[Any]:
@@ -360,8 +369,8 @@ class NodeService:
         # What is left of a job without a driver: detached actors, and workers that own what those use.
         self._jobs_over &= {worker.job for worker in self.state.workers.values() if worker.job is not None}
         idle = [worker for worker in self.state.workers.values() if worker.state == IDLE]
-        for worker in idle:
-            if worker.job in self._jobs_over:
+        for worker in self.state.workers.values():
+            if worker.state in (IDLE, RETIRED) and worker.job in self._jobs_over:
                 worker.peer.cast(m.JOB_OVER)
         if len(idle) > self._prestart or self._jobs_over:
             self.watch_idle()

@@ -88,7 +88,7 @@ class StoreService:
         self._closed = False
         self.state = SharedStoreState(capacity)
         self.across: Across | None = None  #: in a cluster
-        self._warmer = Warmer(loop, self.state.allocator.capacity, self.arena)
+        self.warmer = Warmer(loop, self.state.allocator.capacity, self.arena)
         self.handlers: dict[int, Handler] = {
             m.STORE_CREATE: self._create,
             m.STORE_LEASE: self._lease,
@@ -142,7 +142,7 @@ class StoreService:
         self._loop.remove_reader(self._listener.fileno())
         self._listener.close()
         os.close(self._fd)
-        self._warmer.close()
+        self.warmer.close()
         if self._threads is not None:
             self._threads.shutdown(wait=False, cancel_futures=True)
         if self._spill_count:
@@ -205,7 +205,7 @@ class StoreService:
         (command,) = self.state.lease((connection, rid), connection, size)
         if command[0] == "placed":
             connection.reply(rid, [command[2], self.state.allocator.size_of(command[2])])
-            self._warmer.used(self.state.allocator.high)
+            self.warmer.used(self.state.allocator.high)
         else:
             connection.reply(rid, None)
 
@@ -260,7 +260,7 @@ class StoreService:
                 connection, rid = command[1]
                 if not connection.closed:
                     connection.reply(rid, command[2])
-                self._warmer.used(self.state.allocator.high)
+                self.warmer.used(self.state.allocator.high)
             elif word == "view":
                 connection, rid = command[1]
                 if not connection.closed:

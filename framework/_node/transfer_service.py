@@ -99,6 +99,7 @@ class TransferService:
         self._fetching: dict[tuple[bytes, int], io.Channel | asyncio.Task[None]] = {}
         self._spare: dict[bytes, list[io.Channel]] = {}  #: connections that nothing is asked of, by node
         self._sweeper: asyncio.TimerHandle | None = None
+        self._rests: asyncio.TimerHandle | None = None
         self._closed = False
         self.roots: dict[bytes, bytes] = {}  #: whom to tell when a copy goes: by object
         self.bytes_received = 0
@@ -115,8 +116,9 @@ class TransferService:
             for channel in channels:
                 channel.close()
         self._spare.clear()
-        if self._sweeper is not None:
-            self._sweeper.cancel()
+        for timer in (self._sweeper, self._rests):
+            if timer is not None:
+                timer.cancel()
         for place in self._places.values():
             place.progress.fail()
         self._threads.shutdown(wait=False, cancel_futures=True)
@@ -172,7 +174,9 @@ class TransferService:
     def _place(self, object_id: bytes, size: int, patient: bool) -> None:
         if self._closed:
             return
+        self._store.warmer.hold()
         token = self._port.ask(object_id)
+        self._rest()
         commands = self._store.state.create(
             token, self._port, object_id, size, None, primary=False, patient=patient
         )
@@ -193,6 +197,18 @@ class TransferService:
         waiting, progress.on_begin = progress.on_begin, []
         for callback in waiting:
             callback()
+
+    def _rest(self) -> None:
+        """Nothing may be under way any more, for a while."""
+        if self._rests is None and not self._closed:
+            self._rests = self._loop.call_later(limits.STORE_WARM_AFTER, self._rested)
+
+    def _rested(self) -> None:
+        self._rests = None
+        if self.state.active:
+            self._rest()
+        else:
+            self._store.warmer.resume()
 
     def _unplace(self, object_id: bytes) -> None:
         place = self._places.pop(object_id)

@@ -9,6 +9,10 @@ growing keeps a bounded reserve and costs no time.
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import os
+import sys
+import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
@@ -27,6 +31,13 @@ def free_memory() -> int:
     """Bytes that are not in use on this machine, or in this control group."""
     used, total = memory_use()
     return total - used
+
+
+def _stand_back() -> None:
+    """This thread runs when nobody else wants to. (On Linux a priority is that of one thread.)"""
+    if sys.platform == "linux":
+        with contextlib.suppress(OSError):
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), limits.STORE_WARM_NICENESS)
 
 
 class Warmer:
@@ -49,25 +60,42 @@ class Warmer:
         self._high = 0
         self._target = 0
         self.ready = 0  #: below this offset there is memory
+        self._held = False
+
+    def hold(self) -> None:
+        """Provide nothing for now: what is being done needs the machine more (first use of memory, by several
+        nodes of one machine even, while they receive objects, took three times as long with this)."""
+        self._held = True
+
+    def resume(self) -> None:
+        """Go on."""
+        if self._held:
+            self._held = False
+            self.used(self._high)
 
     def used(self, high: int) -> None:
         """The store uses memory up to `high` now."""
         self._high = high
         self.ready = max(self.ready, high)
         # Not each time that a little is taken: what is ready lasts until half of it is gone.
-        if self._busy or self._closed or 2 * (self.ready - high) > min(high, limits.STORE_WARM_RESERVE):
+        if (
+            self._held
+            or self._busy
+            or self._closed
+            or 2 * (self.ready - high) > min(high, limits.STORE_WARM_RESERVE)
+        ):
             return
         if self.ready < self._capacity:
             self._target = min(self._capacity, high + reserve(high, self._free()))
             self._next()
 
     def _next(self) -> None:
-        if self._closed or self.ready >= self._target:
+        if self._closed or self._held or self.ready >= self._target:
             self._busy = False
             return
         self._busy = True
         if self._thread is None:
-            self._thread = ThreadPoolExecutor(1, thread_name_prefix="warming")
+            self._thread = ThreadPoolExecutor(1, "warming", initializer=_stand_back)
         start = self.ready
         size = min(limits.STORE_WARM_STEP, self._target - start)
         future = self._loop.run_in_executor(self._thread, self._arena().populate, start, size)

@@ -197,6 +197,11 @@ class Groups:
             return None
         return f"the placement group is not placed yet ({view.text or 'nothing is known of it so far'})"
 
+    def progress(self, group_id: bytes) -> str:
+        """What the head says about its bundles that have no place, in brackets; nothing when all have."""
+        view = self._view(group_id)
+        return f" ({view.state}: {view.text})" if view.state != CREATED and view.text else ""
+
     def parent_waits(self, entries: Iterable[Entry], context: TaskContext | None, host: Any) -> None:
         """Code in a group waits for these objects. A task among them that needs what its waiting parent holds
         in the group would wait for ever: it fails. (CPUs are lent by whoever waits.)"""

@@ -45,6 +45,10 @@ class HeadLink:
         self._away_since: float | None = None  #: no WELCOME of the head since then
         self._pause = limits.HEAD_RETRY
         self._returns = False  #: it was there before
+        self._waiting: dict[asyncio.Future[Any], float] = {}  #: calls of a driver in a cluster, since when
+        self._watches = runtime.config.is_driver and runtime.config.cluster is not None
+        self._timer: asyncio.TimerHandle | None = None
+        self._complained = False
 
     # ---- connecting ----------------------------------------------------------------------------------
 
@@ -175,8 +179,39 @@ class HeadLink:
     def request(self, opcode: int, *fields: object) -> asyncio.Future[Any]:
         """As `call`, sent at once (what is sent to the head afterwards comes behind it)."""
         future: asyncio.Future[Any] = self._runtime.loop.create_future()
+        if self._watches:
+            self._watch(future)
         self._ask(future, opcode, fields)
         return future
+
+    def _watch(self, future: asyncio.Future[Any]) -> None:
+        """Say so if the answer takes long: whoever waits for it cannot tell why nothing happens."""
+        self._waiting[future] = self._runtime.loop.time()
+        future.add_done_callback(lambda future: self._waiting.pop(future, None))
+        if self._timer is None:
+            self._timer = self._runtime.loop.call_later(limits.HEAD_SLOW, self._look)
+
+    def _look(self) -> None:
+        loop = self._runtime.loop
+        self._timer = None
+        oldest = next(iter(self._waiting.values()), None)
+        if oldest is None or self._runtime.closing:
+            if self._complained:
+                log.warning("the head of the cluster answers again")
+            self._complained = False
+            return
+        facts = self._runtime.config.cluster
+        if loop.time() - oldest >= limits.HEAD_SLOW and not self._complained and facts is not None:
+            self._complained = True
+            log.warning(
+                "the head of the cluster at %s has not answered for %.0f s; %d requests wait, for up to "
+                "%g s. Tasks and calls of actors that are there go on meanwhile",
+                facts.head,
+                loop.time() - oldest,
+                len(self._waiting),
+                limits.HEAD_RETURN_TIMEOUT,
+            )
+        self._timer = loop.call_later(limits.HEAD_SLOW / 4, self._look)
 
     def _ask(self, future: asyncio.Future[Any], opcode: int, fields: tuple[object, ...]) -> None:
         head = self.connect()

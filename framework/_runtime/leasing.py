@@ -347,7 +347,8 @@ class Leasing:
             elif kind == "memory":
                 self._submitter.out_of_memory(task, pid, detail)
             elif self._submitter.survives(task):
-                self._submitter.retry(task, f"its worker (pid={pid}) died: {detail}")
+                who = f"its worker (pid={pid})" if pid else "its worker"  # (not known of another node's)
+                self._submitter.retry(task, f"{who} died: {detail}")
             else:
                 self._submitter.discard_results(task)
                 self._submitter.fail(task, crashed(task, pid, detail))

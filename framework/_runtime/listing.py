@@ -1,14 +1,18 @@
-"""What is alive: the objects that a process owns or has borrowed, and those of all processes of its node."""
+"""What is alive: the objects that a process owns or has borrowed, and those of all processes."""
 
 from __future__ import annotations
 
+import asyncio
+import warnings
 from typing import TYPE_CHECKING, Any
 
+from framework._base import limits
 from framework._net.connection import Connection, Frame
 from framework._runtime.sites import format_site
 from framework._serial import values
 from framework._state.objects import READY
 from framework._wire import messages as m
+from framework.exceptions import FrameworkError
 
 if TYPE_CHECKING:
     from framework._runtime.runtime import Runtime
@@ -50,26 +54,50 @@ class Listing:
         return found
 
     def everywhere(self) -> list[dict[str, Any]]:
-        """Any thread but the loop's: the objects of all processes of this node, with where each process
-        is.
+        """Any thread but the loop's: the objects of all processes of this node, in a cluster of all nodes,
+        with where each process is. Those that do not answer in time are left out, with a `RuntimeWarning`.
         """
+        rows, silent = self._runtime.run_sync(self._ask_all())
+        if silent:
+            warnings.warn(
+                f"the objects of {len(silent)} processes are not listed, as they do not answer within "
+                f"{limits.LISTING_TIMEOUT:g} s: pid {', '.join(map(str, silent[:10]))}",
+                RuntimeWarning,
+                stacklevel=3,
+            )
+        return rows
 
-        async def ask() -> list[dict[str, Any]]:
-            assert self._runtime.node is not None
-            answer = await self._runtime.node.call(m.PROCESSES)
-            rows = []
-            for process in answer:
-                if process["ident"] == self._runtime.worker_id:
-                    objects = self.here()
-                else:
-                    peer = self._runtime.peers.connect(process["address"])
-                    if peer is None:
-                        continue
-                    try:
-                        objects = await peer.call(m.LIST_OBJECTS)
-                    except ConnectionError:
-                        continue
-                rows += [{**row, "pid": process["pid"], "kind": process["kind"]} for row in objects]
-            return rows
+    async def _ask_all(self) -> tuple[list[dict[str, Any]], list[int]]:
+        """And the numbers of those that do not answer."""
+        runtime = self._runtime
+        assert runtime.node is not None
+        own_node = runtime.config.node_id
+        opcode = m.PROCESSES if runtime.config.cluster is None else m.NODE_PROCESSES
+        processes = await runtime.node.call(opcode)
+        rows, silent = [], []
+        found = await asyncio.gather(*map(self._ask, processes))
+        for process, objects in zip(processes, found, strict=True):
+            if objects is None:
+                silent.append(process["pid"])
+                continue
+            node_id = process.get("node_id", own_node)
+            where = {"pid": process["pid"], "kind": process["kind"], "node_id": node_id}
+            rows += [{**row, **where} for row in objects]
+        return rows, silent
 
-        return self._runtime.run_sync(ask())
+    async def _ask(self, process: dict[str, Any]) -> list[dict[str, Any]] | None:
+        """None when it does not answer in time; empty when it has ended."""
+        if process["ident"] == self._runtime.worker_id:
+            return self.here()
+        peer = self._runtime.peers.connect(process["address"])
+        if peer is None:
+            return []
+        try:
+            rows: list[dict[str, Any]] = await asyncio.wait_for(
+                peer.call(m.LIST_OBJECTS), limits.LISTING_TIMEOUT
+            )
+        except TimeoutError:
+            return None
+        except (ConnectionError, FrameworkError):
+            return []
+        return rows

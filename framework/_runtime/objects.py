@@ -418,6 +418,11 @@ class Objects:
             if not connection.closed:  # else `borrower_lost` has been here, or will be soon
                 self._held.setdefault((connection, unique, index), deque()).append(refs)
 
+    def all_handed_over(self) -> bool:
+        """Whether nobody is about to take over references that this process has sent, nor anything waits for
+        this process to be known to owners."""
+        return not (self._held or self._provisional or self._registering or self._after_registering)
+
     def _release_held(self, connection: Connection, frame: Frame) -> None:
         key = (connection, frame[1], frame[2])
         with self._held_lock:

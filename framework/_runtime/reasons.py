@@ -125,7 +125,7 @@ async def _queued(runtime: Runtime, task: TaskRecord) -> str:
         reasons.append(f"another node has been asked for {facts['asked']} worker(s)")
     if facts["missing"] and not (facts["starting"] or facts["asked"]):
         if key.strategy is not None and key.strategy[0] == "group":
-            reasons.append(_group_reason(key, facts))
+            reasons.append(_group_reason(runtime, key, facts))
         else:
             reasons.append(f"what is free does not suffice ({_free(facts['free'])})")
     if facts["before"]:
@@ -146,11 +146,14 @@ def _strategy(strategy: list[Any] | None) -> str:
     return f" in {bundle} of the placement group {strategy[1].hex()}"
 
 
-def _group_reason(key: KeyState, facts: dict[str, Any]) -> str:
-    name = f"bundle_group_{key.strategy[1].hex()}" if key.strategy is not None else ""
+def _group_reason(runtime: Runtime, key: KeyState, facts: dict[str, Any]) -> str:
+    assert key.strategy is not None
+    _, group, index, *_ = key.strategy
+    name = f"bundle_group_{index}_{group.hex()}" if index >= 0 else f"bundle_group_{group.hex()}"
     if not any(name in free for free in facts["free"].values()):
-        return "the placement group is not placed yet"
-    return "its placement group is fully in use"
+        what = "the placement group" if index < 0 else "that bundle"
+        return f"{what} is not placed yet{runtime.groups.progress(group)}"
+    return "its placement group is fully in use" + runtime.groups.progress(group)
 
 
 def _free(free: dict[str, dict[str, int]]) -> str:

@@ -130,6 +130,7 @@ class Runtime:
         self.head_link = HeadLink(self)
         self.peers = Peers(self, self._peer_lost, tcp_sock)
         self.peer_handlers[m.WELCOME] = self.peers.welcome
+        self.node_handlers[m.NODE_ENDS] = lambda _, frame: self.node_facts.update(end=frame[1])
         self.node_handlers[m.NODE_GONE] = lambda _, frame: self.peers.node_gone(frame[1], frame[2])
         self.on_blocked: Callable[[], None] | None = None  #: a thread of a running task begins to wait
         self.on_unblocked: Callable[[], None] | None = None
@@ -219,6 +220,8 @@ class Runtime:
         if self.closing:
             return
         what = "has died" if self.node_ready.done() else "did not start"
+        if "end" in self.node_facts:
+            what = f"has ended ({self.node_facts['end']})"
         error = LocalNodeDiedError(
             f"the node process of this session {what}: nothing more can run. Call framework.shutdown() and "
             f"framework.init() to start anew; its log is in {self.session_dir}/logs"
@@ -528,6 +531,9 @@ class Runtime:
                 entry.seen = True
                 view = self.store.client.held(wire[1])
                 if view is None:
+                    if self.presence is not None and self.store.is_elsewhere(wire):
+                        (here,) = self.presence.of([entry])  # (who is cancelled meanwhile does not want it)
+                        await self.waiting.wait_async(here)
                     view = await self.store.pinned(wire)
                 return self.decode(wire)  # no call to the node: the view is alive until then
             except ObjectLostError:

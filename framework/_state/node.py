@@ -32,10 +32,10 @@ from framework._base import limits
 from framework._base import resources as res
 from framework._state.away import Away, AwayLeases
 from framework._state.demands import Demand, EnvKey, Held, Order, Recall, Waiting
-from framework._state.pool import ACTOR, IDLE, LEASED, Allocation, Command, Pool, Worker, env_key
+from framework._state.pool import ACTOR, IDLE, LEASED, RETIRED, Allocation, Command, Pool, Worker, env_key
 from framework._state.scheduling import ClusterView, Strategy
 
-__all__ = ["ACTOR", "IDLE", "LEASED", "Allocation", "EnvKey", "NodeState", "Worker", "env_key"]
+__all__ = ["ACTOR", "IDLE", "LEASED", "RETIRED", "Allocation", "EnvKey", "NodeState", "Worker", "env_key"]
 
 
 class NodeState(Pool):
@@ -586,7 +586,7 @@ class NodeState(Pool):
 
     def busy(self) -> int:
         """Workers that have something to do, or will have as soon as they are there."""
-        at_work = sum(1 for worker in self.workers.values() if worker.state != IDLE)
+        at_work = sum(1 for worker in self.workers.values() if worker.state not in (IDLE, RETIRED))
         return at_work + sum(1 for a in self.leases.values() if a.worker is None) + len(self._actors)
 
 

@@ -20,6 +20,7 @@ GPU = "GPU"
 
 IDLE = "idle"
 LEASED = "leased"
+RETIRED = "retired"  # it stays for the objects that it owns, and gets nothing to do any more
 ACTOR = "actor"
 
 
@@ -255,6 +256,19 @@ class Pool:
             self._release(allocation)
         return allocation, self.schedule()
 
+    def worker_retired(self, worker_id: bytes) -> tuple[Allocation | None, list[Command]]:
+        """A leased worker takes no more tasks, and stays for what it owns: the lease that it had, which is
+        over, and what follows."""
+        worker = self.workers.get(worker_id)
+        if worker is None or worker.state == ACTOR:
+            return None, []
+        allocation = worker.allocation
+        worker.state, worker.allocation, worker.blocked = RETIRED, None, False
+        if allocation is not None:
+            self._unlend(allocation)
+            self._release(allocation)
+        return allocation, self.schedule()
+
     # ---- workers that wait ---------------------------------------------------------------------------
 
     def blocked(self, worker_id: bytes) -> list[Command]:
@@ -285,9 +299,9 @@ class Pool:
             allocation.lent = {}
 
     def job_ended(self, job: bytes, keep: int) -> tuple[list[Worker], list[Command]]:
-        """The driver of a job is gone: its idle workers, which are of no use to other jobs, and what brings
-        the number of workers for jobs to come back to `keep`."""
-        idle = [worker for worker in self.workers.values() if worker.state == IDLE and worker.job == job]
+        """The driver of a job is gone: its idle (and retired) workers, which are of no use to other jobs, and
+        what brings the number of workers for jobs to come back to `keep`."""
+        idle = [w for w in self.workers.values() if w.state in (IDLE, RETIRED) and w.job == job]
         fresh = sum(1 for w in self.workers.values() if w.state == IDLE and w.job is None and w.env == ())
         missing = keep - fresh - self.starting.get((), 0)
         return idle, self.prestart(missing) if missing > 0 else []

@@ -24,7 +24,7 @@ received into it.
 
 from __future__ import annotations
 
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Hashable, Iterable
 from typing import Any
 
@@ -109,6 +109,8 @@ class Pulls:
         self.alive: set[bytes] = set()
         self.dead: set[bytes] = set()
         self._presumed: set[bytes] = set()  #: nodes that nobody has told of in time
+        #: who had what was not where it should be: the next time, all others need not be asked again
+        self._found: OrderedDict[bytes, bytes] = OrderedDict()
         self.active = 0
         self.active_bytes = 0
 
@@ -119,6 +121,8 @@ class Pulls:
         pull = self.pulls.get(object_id)
         if pull is None:
             pull = self.pulls[object_id] = Pull(object_id, node, size, urgency)
+            if node not in self.alive and object_id in self._found:
+                pull.candidates.append(self._found[object_id])
             self._queues[urgency].append(pull)
         elif urgency < pull.urgency:
             pull.urgency = urgency
@@ -146,6 +150,7 @@ class Pulls:
 
     def freed(self, object_id: bytes) -> list[Command]:
         """Its owner does not need it any more."""
+        self._found.pop(object_id, None)
         pull = self.pulls.get(object_id)
         if pull is None or pull.is_over:
             return []
@@ -300,6 +305,10 @@ class Pulls:
         if pull.is_over:
             return self._end(pull)
         pull.is_placed = False
+        if pull.root != pull.primary:
+            self._found[object_id] = pull.root
+            if len(self._found) > limits.PULL_FOUND:
+                self._found.popitem(last=False)
         return [("seal", object_id), *self._end(pull, done=True)]
 
     def redirected(self, object_id: bytes, attempt: int, node: bytes) -> list[Command]:

@@ -38,6 +38,7 @@ LOG_LINES: Final = 26
 LOG_FLUSH: Final = 27
 KILL_WORKER: Final = 28
 LEAVING: Final = 29
+RETIRED: Final = 79
 # owner -> worker
 FUNCTION: Final = 30
 TEMPLATE: Final = 31
@@ -111,6 +112,7 @@ HEAD_DEMAND: Final = 106
 ACTOR_REFUSED: Final = 107
 ACTOR_WARNING: Final = 108
 HEAD_STOP: Final = 109
+NODE_HOLDS: Final = 110
 
 # node <-> node: leases of workers elsewhere
 FORWARD: Final = 120
@@ -133,6 +135,7 @@ STORE_PULL: Final = 140
 STORE_PREFETCH: Final = 141
 STORE_FREE_AT: Final = 142
 STORE_REPLICATE: Final = 143
+STORE_UNPULL: Final = 155
 OBJECT_FREE: Final = 144
 OBJECT_WHO_HAS: Final = 145
 OBJECT_COPIED: Final = 146
@@ -162,6 +165,8 @@ LOG_LINES_FROM: Final = 184
 NODE_PROCESSES: Final = 185
 NODE_END: Final = 186
 ACTOR_TABLE: Final = 187
+NODE_STORES: Final = 188
+NODE_ENDS: Final = 189
 
 NoneType = type(None)
 Types = type | tuple[type, ...]
@@ -224,6 +229,8 @@ CATALOGUE: Final[dict[int, Message]] = {
     LOG_FLUSH: Message("log_flush", rid=int),
     KILL_WORKER: Message("kill_worker", worker=bytes, reason=str),
     LEAVING: Message("leaving", reason=str),
+    # It takes no more tasks, and stays for what it owns: its lease is over.
+    RETIRED: Message("retired"),
     FUNCTION: Message("function", hash=bytes, payload=bytes),
     TEMPLATE: Message("template", template=int, spec=dict),
     LEASE_BEGIN: Message("lease_begin", lease=int, gpus=list, omp=int),
@@ -285,6 +292,9 @@ CATALOGUE: Final[dict[int, Message]] = {
     NODE_GONE: Message("node_gone", node=bytes, reason=str),
     # To the head: no new work for this node. Answered when nothing is left there.
     NODE_DRAIN: Message("node_drain", rid=int, node=bytes, reason=str),
+    # What is left there: {"actors": texts, "tasks": so many, "objects": so many without a copy elsewhere,
+    # "bytes": of these, "lost": so many found no room elsewhere, "lost_bytes"}. The head asks the node.
+    NODE_HOLDS: Message("node_holds", rid=int, node=bytes),
     # From a node that ends in an orderly way.
     NODE_LEAVE: Message("node_leave", reason=str),
     # From its node: a driver or worker has ended (a driver's `job` with it).
@@ -318,6 +328,8 @@ CATALOGUE: Final[dict[int, Message]] = {
     STORE_PIN_MANY: Message("store_pin_many", rid=int, objects=list),
     # Have a copy on this node: answered when it is here.
     STORE_PULL: Message("store_pull", rid=int, object=bytes, node=bytes, size=int),
+    # Who asked for that by STORE_PULL does not wait any more; it is answered.
+    STORE_UNPULL: Message("store_unpull", object=bytes),
     # Arguments of tasks that will run here: [[object id, node, size], ...].
     STORE_PREFETCH: Message("store_prefetch", objects=list),
     # Free objects whose primary copy is on another node (b"": on whatever node).
@@ -386,6 +398,10 @@ CATALOGUE: Final[dict[int, Message]] = {
     LOG_LINES_FROM: Message("log_lines_from", host=str, pid=int, is_err=bool, lines=list),
     # To a node manager: the processes of all nodes.
     NODE_PROCESSES: Message("node_processes", rid=int),
+    # The same, for what is in their stores: a list of maps (node_id, objects, stats).
+    NODE_STORES: Message("node_stores", rid=int),
+    # A node of a cluster to its drivers: it ends in order, and why.
+    NODE_ENDS: Message("node_ends", reason=str),
     # To the head: facts of all actors that it knows, the dead that are remembered among them.
     ACTOR_TABLE: Message("actor_table", rid=int),
     # From a tool to the head: this node is to end, in order.

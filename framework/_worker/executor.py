@@ -34,6 +34,7 @@ from framework._worker.inbox import Inbox
 from framework._worker.interruption import Interrupt, may_interrupt, open_to_interruption
 from framework._worker.process import RunMark, end_fork
 from framework._worker.results import Results
+from framework._worker.retirement import Retirement, is_needed
 from framework._worker.templates import ExecTemplate, FunctionCache
 from framework.exceptions import (
     FrameworkError,
@@ -77,8 +78,9 @@ class Executor:
         self.blocked = False
         self._last_flush = 0
         self._unflushed: set[Connection] = set()
-        self._leaving: str | None = None
-        self._job_over = False
+        self._leaving: str | None = None  #: an actor that is about to end
+        self._retirement: Retirement | None = None  #: it takes no more tasks
+        self.job_over = False
         self._task_loop: asyncio.AbstractEventLoop | None = None
         self.gpus: list[int] = []
         self._mark = RunMark(run_file)
@@ -190,27 +192,15 @@ class Executor:
                 self.actor.end(reason)
             else:
                 self.push((None, ["exit", reason]))
-        elif self._busy():
+        elif is_needed(self, self.job_over):
             connection.cast(m.EXIT_DENIED)
         else:
             self.leave(reason)
 
     def _job_is_over(self, connection: Connection, frame: Frame) -> None:
         """Its driver is gone, and so is everything that it was to end with, except for detached actors."""
-        self._job_over = True
+        self.job_over = True
         self._exit(connection, [m.EXIT, False, "the driver of its job has ended"])
-
-    def _busy(self) -> bool:
-        """Whether this idle worker must stay: work is queued, others hold objects that it owns, or actors
-        that it has created live by a handle that it keeps. (What is only for itself goes with it.)"""
-        self.runtime.objects.drain_drops()
-        if self.queue or self.contexts or self.runtime.submitter.tasks:
-            return True
-        if not self._job_over and self.runtime.actors.owns_living():
-            return True
-        return any(
-            entry.owner is None and entry.borrowers for entry in self.runtime.objects.table.entries.values()
-        )
 
     # ---- cancelling (loop) ---------------------------------------------------------------------------
 
@@ -328,26 +318,36 @@ class Executor:
         while True:
             connection, frame = self._inbox.take(self._on_idle)
             if connection is not None:
+                if self._is_used_up():  # this was sent before its owner knew of that
+                    connection.buffer(self.thread.pack((m.RETIRING,)))
+                    connection.send(self.thread.pack((m.RETURNED, [frame[1]], False)))
+                    continue
                 if self.actor is None:
                     copy_context().run(
                         self.execute, connection, frame
                     )  # context variables end with their task
                 else:
                     self.execute(connection, frame)
-                if self._leaving is not None:
-                    self._hand_back_unblocked()
-                    self.leave(self._leaving)
+                if self._leaving is not None or self._is_used_up():
+                    self._last_is_done(connection)
             elif frame[0] == "exit":
                 self.leave(frame[1])
             else:
                 frame[0]()  # a function: to become an actor
 
+    def _is_used_up(self) -> bool:
+        return self._retirement is not None
+
+    def _last_is_done(self, connection: Connection) -> None:
+        self._give_back(len(self.queue), self.queue.popleft, False)
+        if self._retirement is not None:
+            self._retirement.begin(connection)
+        else:
+            self.leave(self._leaving or "")
+
     def _on_idle(self) -> None:
         self.flush_replies()
         self.runtime.direct.keep_up()
-
-    def _hand_back_unblocked(self) -> None:
-        self._give_back(len(self.queue), self.queue.popleft, False)
 
     def flush_replies(self) -> None:
         """Any thread: write the replies that wait for company."""
@@ -456,7 +456,8 @@ class Executor:
             template.calls += 1
             if template.calls >= template.max_calls:
                 connection.buffer(self.thread.pack((m.RETIRING,)))
-                self._leaving = f"it has run {template.name}() {template.calls} times (max_calls)"
+                why = f"it has run {template.name}() {template.calls} times (max_calls)"
+                self._retirement = Retirement(self, why)
         self.finish(connection, template, unique, data, refs, failed)
 
     def _cancel_early(self, unique: int) -> None:
@@ -491,7 +492,8 @@ class Executor:
                 gc.collect(1)
         if self._leaving is None and self.runtime.objects.register_provisional(lambda: connection.send(data)):
             return
-        self.reply(connection, data, template.careful or self._leaving is not None)
+        ends = self._leaving is not None or self._retirement is not None
+        self.reply(connection, data, template.careful or ends)
 
     def load(self, template: ExecTemplate) -> None:
         """The function behind a template."""

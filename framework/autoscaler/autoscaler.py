@@ -13,6 +13,7 @@ from typing import Any, Self
 from framework._base import limits
 from framework._base.cluster import ClusterFacts
 from framework._node.control import RemoteHead, cluster_facts, sessions_of_cluster
+from framework._node.draining import drain
 from framework._wire import messages as m
 from framework.autoscaler.policy import Decision, ScalingPolicy, demand_of, rooms_of
 from framework.autoscaler.provider import NodeProvider, NodeType
@@ -100,9 +101,14 @@ class Autoscaler:
                 log.info("node %s has been idle and ends", name)
                 with contextlib.suppress(Exception):  # it may be gone
                     if ids[name]:
-                        head.call(
-                            m.NODE_DRAIN, bytes.fromhex(ids[name]), "the autoscaler does not need it any more"
+                        _, rest = drain(
+                            lambda: RemoteHead(self._facts),
+                            bytes.fromhex(ids[name]),
+                            "the autoscaler does not need it any more",
+                            limits.CONNECT_TIMEOUT,
                         )
+                        if rest:
+                            log.warning("with the node %s are lost %s", name, rest)
                 self._try("ending a node", self.provider.terminate_node, name)
         return decision
 

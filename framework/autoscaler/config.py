@@ -10,6 +10,8 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from framework._base import resources as res
+from framework._init_checks import checked_labels
 from framework.autoscaler.autoscaler import Autoscaler, local_facts
 from framework.autoscaler.local import LocalNodeProvider
 from framework.autoscaler.provider import NodeType
@@ -41,8 +43,25 @@ def read_config(path: str) -> tuple[list[NodeType], dict[str, Any]]:
             raise ValueError(
                 f"{path}: node type {name!r}: {wrong[0]!r} is unknown; known: {', '.join(_OF_TYPE)}"
             )
-        types.append(NodeType(name, **kind))
-    return types, {name: found[name] for name in _OPTIONS if name in found}
+        try:
+            types.append(_node_type(name, kind))
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{path}: node type {name!r}: {error}") from None
+    options = {name: found[name] for name in _OPTIONS if name in found}
+    for name, value in options.items():
+        if isinstance(value, bool) or not isinstance(value, int | float) or value < 0:
+            raise ValueError(f"{path}: {name} is a number of 0 or more, got {value!r}")
+    return types, options
+
+
+def _node_type(name: str, kind: dict[str, Any]) -> NodeType:
+    for resource, amount in kind["resources"].items():
+        res.to_units(amount, resource)
+    for option in ("min_nodes", "max_nodes"):
+        value = kind.get(option, 0)
+        if isinstance(value, bool) or not isinstance(value, int):
+            raise ValueError(f"{option} is a whole number, got {value!r}")
+    return NodeType(name, **{**kind, "labels": checked_labels(kind.get("labels"))})
 
 
 def autoscaler_of(session_dir: str, path: str) -> Autoscaler:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from framework._base import labels as lb
+from framework._base.ids import NODE_ID_SIZE
 
 
 class NodeAffinitySchedulingStrategy:
@@ -16,13 +17,23 @@ class NodeAffinitySchedulingStrategy:
     """
 
     def __init__(self, node_id: str, soft: bool) -> None:
-        if not isinstance(node_id, str) or not node_id:
-            raise ValueError(f"node_id is the hexadecimal id of a node, got {node_id!r}")
+        if not isinstance(node_id, str) or not _is_node_id(node_id):
+            raise ValueError(
+                f"node_id is the hexadecimal id of a node ({2 * NODE_ID_SIZE} digits, as in "
+                f"framework.nodes()), got {node_id!r}"
+            )
         self.node_id = node_id
         self.soft = bool(soft)
 
     def __repr__(self) -> str:
         return f"NodeAffinitySchedulingStrategy(node_id={self.node_id!r}, soft={self.soft})"
+
+
+def _is_node_id(text: str) -> bool:
+    try:
+        return len(bytes.fromhex(text)) == NODE_ID_SIZE
+    except ValueError:
+        return False
 
 
 class _Values:

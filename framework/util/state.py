@@ -1,7 +1,8 @@
-"""What is alive in the session: objects, with their size, owner, holders and the line that made them."""
+"""What is alive in the cluster: objects, with their size, owner, holders and the line that made them."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from framework._runtime.current import current
@@ -11,28 +12,37 @@ from framework._wire import messages as m
 def list_objects(
     limit: int = 10_000, filters: list[tuple[str, str, Any]] | None = None
 ) -> list[dict[str, Any]]:
-    """All objects that processes of this node own or borrow, one dict per (object, process), the largest
+    """All objects that processes of the cluster own or borrow, one dict per (object, process), the largest
     first.
 
     Keys: ``object_id`` (hexadecimal), ``object_size`` (bytes), ``type`` (``DRIVER`` or ``WORKER``: the
-    process that reports), ``pid``, ``owner`` (address), ``reference_type`` (``OWNED`` or ``BORROWED``),
-    ``task_status`` (``PENDING``, ``READY``, ``FAILED`` with the owner; ``NIL`` with a borrower), ``task``,
-    ``local_references``, ``borrowers``, ``contains`` (references inside the value), ``stored`` (in shared
-    memory), ``pins`` (processes that read it), ``store_state``, ``call_site``.
+    process that reports), ``pid``, ``node_id`` (of that process), ``owner`` (address), ``reference_type``
+    (``OWNED`` or ``BORROWED``), ``task_status`` (``PENDING``, ``READY``, ``FAILED`` with the owner; ``NIL``
+    with a borrower), ``task``, ``local_references``, ``borrowers``, ``contains`` (references inside the
+    value), ``stored`` (in shared memory), ``pins`` (processes that read it) and ``store_state`` (on that
+    node, or else where it is), ``call_site``.
 
-    `filters`: (key, "=" or "!=", value), all of which must hold. Blocks while all processes answer.
+    `filters`: (key, "=" or "!=", value), all of which must hold; `ValueError` for anything else. Blocks while
+    all processes answer; one that does not within two seconds is left out, with a `RuntimeWarning`.
     """
+    checked = [_filter(given) for given in filters or ()]
     runtime = current()
-    blocks = {row["object_id"]: row for row in runtime.store.node_call(m.STORE_LIST)["objects"]}
+    blocks: dict[Any, dict[str, Any]] = {}
+    for store in _stores():
+        for block in store["objects"]:
+            blocks[block["object_id"], store["node_id"]] = block
+            blocks.setdefault(block["object_id"], block)
     rows = []
     for row in runtime.listing.everywhere():
-        block = blocks.get(row["store_id"]) if row["stored"] else None
+        name = row["store_id"]
+        block = (blocks.get((name, row["node_id"])) or blocks.get(name)) if row["stored"] else None
         rows.append(
             {
                 "object_id": row["object_id"].hex(),
                 "object_size": row["size"],
                 "type": row["kind"].upper(),
                 "pid": row["pid"],
+                "node_id": row["node_id"].hex(),
                 "owner": row["owner"],
                 "reference_type": "BORROWED" if row["borrowed"] else "OWNED",
                 "task_status": "NIL" if row["borrowed"] else row["state"],
@@ -46,12 +56,30 @@ def list_objects(
                 "call_site": row["call_site"],
             }
         )
-    for key, operator, value in filters or ():
-        if operator not in ("=", "!="):
-            raise ValueError(f"a filter compares with '=' or '!=', got {operator!r}")
+    for key, operator, value in checked:
+        if rows and key not in rows[0]:
+            raise ValueError(f"there is no key {key!r} to filter by; there are: {', '.join(rows[0])}")
         rows = [row for row in rows if (str(row.get(key)) == str(value)) == (operator == "=")]
     rows.sort(key=lambda row: -row["object_size"])
     return rows[:limit]
+
+
+def _filter(given: Any) -> tuple[str, str, Any]:
+    if isinstance(given, str) or not isinstance(given, Sequence) or len(given) != 3:
+        raise ValueError(f"filters is a list of (key, '=' or '!=', value), got {given!r}")
+    key, operator, value = given
+    if operator not in ("=", "!="):
+        raise ValueError(f"a filter compares with '=' or '!=', got {operator!r}")
+    return key, operator, value
+
+
+def _stores() -> list[dict[str, Any]]:
+    """What is in the stores of all nodes: ``node_id``, ``objects``, ``stats``; this node's first."""
+    runtime = current()
+    if runtime.config.cluster is None:
+        return [{**runtime.store.node_call(m.STORE_LIST), "node_id": runtime.config.node_id}]
+    found: list[dict[str, Any]] = runtime.store.node_call(m.NODE_STORES)
+    return found
 
 
 def store_stats() -> dict[str, int]:

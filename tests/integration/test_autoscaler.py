@@ -135,6 +135,11 @@ print(fw.get(one.remote(), timeout=40))
         ('{"node_types": {"a": {}}}', "resources"),
         ('{"node_types": {"a": {"resources": {}, "most": 1}}}', "'most' is unknown"),
         ('{"pause": 1, "node_types": {"a": {"resources": {}}}}', "'pause' is unknown"),
+        ('{"idle_timeout": "long", "node_types": {"a": {"resources": {}}}}', "idle_timeout is a number"),
+        ('{"node_types": {"a": {"resources": {"CPU": -1}}}}', "CPU must not be negative"),
+        ('{"node_types": {"a": {"resources": {}, "max_nodes": "2"}}}', "max_nodes is a whole number"),
+        ('{"node_types": {"a": {"resources": {}, "max_nodes": -2}}}', "min_nodes <= max_nodes"),
+        ('{"node_types": {"a": {"resources": {}, "labels": {"b": 1}}}}', "labels is a dict"),
     ],
 )
 def test_a_file_that_makes_no_sense(tmp_path: Path, text: str, problem: str) -> None:

@@ -264,3 +264,148 @@ subprocess.run([sys.executable, "-m", "framework", "list", "objects"], check=Tru
     with Driver(source, cli.root) as driver:
         assert driver.finish() == 0, driver.text()
     assert driver.out[0] == "objects: 1", driver.text()
+
+
+def joined(cli: Cli, *arguments: str) -> tuple[str, str]:
+    """A head without CPUs, and a node of its cluster: the session of the head, and HOST:PORT."""
+    text = cli("start", "--head", "--num-cpus=0", *arguments)
+    session_dir = text.split("\n")[0].split()[-1]
+    words = next(line for line in text.splitlines() if line.startswith("Join it:")).split()
+    cli.env["FRAMEWORK_TOKEN"] = words[2].partition("=")[2]
+    address = words[-1].partition("=")[2]
+    cli("start", f"--address={address}", "--num-cpus=1")
+    return session_dir, address
+
+
+def test_a_head_that_dies_is_started_again(cli: Cli) -> None:
+    session_dir, _ = joined(cli)
+    pid_file = Path(session_dir) / "head.pid"
+    source = """
+import framework as fw, os, sys
+fw.init(address="auto", namespace="here")
+@fw.remote
+def wait_for(path):
+    import os, time
+    while not os.path.exists(path): time.sleep(0.01)
+    return "done"
+@fw.remote(num_cpus=0)
+class A:
+    def pid(self): return os.getpid()
+a = A.options(name="kept", lifetime="detached").remote()
+pid = fw.get(a.pid.remote())
+running = wait_for.remote(sys.argv[1])
+print("READY", flush=True)
+wait_for_kill = sys.stdin.readline()
+assert fw.get(a.pid.remote()) == pid
+assert len(fw.nodes()) == 2 and fw.get(A.remote().pid.remote()) != pid
+assert fw.get(fw.get_actor("kept").pid.remote()) == pid
+open(sys.argv[1], "w").close()
+print(fw.get(running))
+"""
+    gate = cli.root / "gate"
+    program = subprocess.Popen(
+        [sys.executable, "-c", source, str(gate)],
+        env=cli.env,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert program.stdout is not None
+    assert program.stdout.readline() == "READY\n"
+    before = int(pid_file.read_text())
+    os.kill(before, signal.SIGKILL)
+    out, err = program.communicate("go\n", timeout=60)
+    assert (program.returncode, out) == (0, "done\n"), err
+    assert int(pid_file.read_text()) != before
+    gate.unlink()
+    assert "alive" in cli("status")
+
+
+def test_a_cluster_is_shown_and_stopped_as_one(cli: Cli) -> None:
+    session_dir, address = joined(cli)
+    text = cli("status")
+    assert text.count("Session ") == 1 and f"Session {session_dir}" in text, text
+    assert text.count(" alive at 127.0.0.1") == 2, text
+    text = cli("stop", address)  # the head takes the other along: that is no failure
+    assert f"Stopped the session at {session_dir}" in text
+    assert "no node of the cluster" in cli("stop", address, code=1)
+
+
+def test_stop_finds_a_head_whose_node_has_died(cli: Cli) -> None:
+    session_dir, _ = joined(cli)
+    os.kill(int((Path(session_dir) / "node.pid").read_text().split()[0]), signal.SIGKILL)
+    assert f"Stopped the session at {session_dir}" in cli("stop")
+    wait_until(lambda: not framework_processes(cli.root), 5)
+
+
+def test_objects_of_all_nodes_are_listed(cli: Cli) -> None:
+    session_dir, _ = joined(cli)
+    source = """
+import framework as fw, time
+fw.init(address="SESSION")
+@fw.remote(num_cpus=1)
+class Far:
+    def keep(self):
+        self.ref = fw.put(b"x" * 3_000_000)
+        return fw.get_runtime_context().get_node_id(), self.ref.hex()
+far = Far.remote()
+ref = fw.put(b"x" * 2_000_000)
+print("READY", *fw.get(far.keep.remote()), ref.hex())
+time.sleep(1000)
+"""
+    with Driver(source.replace("SESSION", session_dir), cli.root) as driver:
+        node, far, near = driver.expect("READY").split()[1:]
+        rows = json.loads(cli("list", "objects", "--format=json", "--detail"))
+        large = {row["object_id"]: row for row in rows if row["object_size"] > 1_000_000}
+        assert set(large) == {far, near}
+        assert large[far]["node_id"] == node != large[near]["node_id"]
+        assert {row["store_state"] for row in large.values()} == {"in memory"}
+        assert cli("memory").count("Object store of node") == 2
+        driver.signal(signal.SIGKILL)
+
+
+def test_what_is_wrong_with_a_join_is_said(cli: Cli) -> None:
+    _, address = joined(cli, "--tls")
+    token = cli.env.pop("FRAMEWORK_TOKEN")
+    assert "FRAMEWORK_TOKEN" in cli("start", f"--address={address}", code=1)
+    assert "no head of a cluster answers at 127.0.0.1:1" in cli("start", "--address=127.0.0.1:1", code=1)
+    cli.env["FRAMEWORK_TOKEN"] = token.partition("-")[0]
+    assert "second part, behind a '-'" in cli("start", f"--address={address}", code=1)
+    cli.env["FRAMEWORK_TOKEN"] = token.partition("-")[0] + "-" + "0" * 64
+    assert "another certificate" in cli("start", f"--address={address}", code=1)
+
+
+@pytest.mark.parametrize("amount", ["-1", '"many"'])
+def test_a_file_for_the_autoscaler_is_read_before_anything_starts(cli: Cli, amount: str) -> None:
+    path = cli.root / "types.json"
+    path.write_text(f'{{"node_types": {{"small": {{"resources": {{"CPU": {amount}}}}}}}}}')
+    said = cli("start", "--head", f"--autoscale={path}", code=1)
+    path.unlink()
+    assert "node type 'small': CPU must" in said and "A session runs" not in said, said
+    assert not framework_processes(cli.root)
+
+
+def test_a_driver_hears_why_its_node_has_ended(cli: Cli) -> None:
+    session_dir, _ = joined(cli)
+    source = """
+import framework as fw, time
+fw.init()
+@fw.remote
+def f(): time.sleep(1000)
+ref = f.remote()
+print("READY")
+fw.get(ref)
+"""
+    with Driver("import os; os.environ['FRAMEWORK_ADDRESS'] = " + repr(session_dir) + source, cli.root) as d:
+        d.expect("READY")
+        cli("stop")
+        assert d.finish(20) == 1
+        assert "has ended (" in d.err[-1] and "python -m framework stop" in d.err[-1], d.text()
+
+
+def test_an_address_of_the_environment_is_named_as_such(tmp_path: Path) -> None:
+    source = "import os; os.environ['FRAMEWORK_ADDRESS'] = '/nowhere'\nimport framework as fw; fw.init()"
+    with Driver(source, tmp_path) as driver:
+        assert driver.finish() == 1
+        assert "address='/nowhere' is that of the environment variable FRAMEWORK_ADDRESS" in driver.err[-1]

@@ -427,3 +427,14 @@ def test_what_is_said_when_it_cannot_start(root: Path) -> None:
     port = address.rpartition(":")[2]
     assert "cannot listen" in cli(root, "start", "--head", f"--port={port}", code=1)
     cli(root, "stop")
+
+
+def test_what_a_cluster_without_a_head_cannot_do(root: Path) -> None:
+    with Cluster() as cluster:
+        for ask in (cluster.wait_for_nodes, cluster.kill_head, cluster.restart_head, cluster.connect):
+            with pytest.raises(ValueError, match="the cluster has no head yet"):
+                ask()
+        with pytest.raises(ValueError, match="None is not a node of this cluster"):
+            cluster.remove_node(None)  # type: ignore[arg-type]
+        with pytest.raises(TypeError, match="head_node_args is a dict"):
+            Cluster(initialize_head=True, head_node_args=5)  # type: ignore[arg-type]

@@ -397,6 +397,10 @@ def test_what_is_listed_says_where_it_is_and_who_holds_it(session: object) -> No
     assert list_objects(filters=[("object_id", "=", ref.hex()), ("type", "!=", "WORKER")]) == [mine]
     with pytest.raises(ValueError, match="'=' or '!='"):
         list_objects(filters=[("type", "<", "WORKER")])
+    with pytest.raises(ValueError, match="filters is a list of"):
+        list_objects(filters="type=WORKER")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="no key 'kind' to filter by; there are: object_id"):
+        list_objects(filters=[("kind", "=", "WORKER")])
 
 
 def test_references_put_inside_of_puts(session: object) -> None:

@@ -99,3 +99,16 @@ def test_zygotes_for_load_time_variables_are_bounded(node: psutil.Process) -> No
         value, zygote = fw.get(task.remote(), timeout=30)
         assert value == str(number) and (zygote in seen) == (number > 2)
     assert fw.get(threads.remote(), timeout=20)[0] == "1"
+
+
+@fw.remote(max_calls=1)
+def put_once() -> tuple[int, list[object]]:
+    return os.getpid(), [fw.put("mine")]
+
+
+def test_a_used_up_worker_that_owns_objects_does_not_outlive_its_session(node: psutil.Process) -> None:
+    pid, refs = fw.get(put_once.remote(), timeout=20)  # type: ignore[misc]
+    wait_until(lambda: fw.available_resources().get("CPU") == 1, 20, "its lease ends")
+    assert fw.get(refs, timeout=10) == ["mine"]
+    fw.shutdown()
+    wait_until(lambda: not psutil.pid_exists(pid), 20, "it ends with the session")

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
+import threading
+import time
 import warnings
 from collections.abc import Iterator
 from typing import Any
@@ -12,9 +15,10 @@ import pytest
 
 import framework as fw
 from framework import exceptions
+from framework._base import limits
 from framework.cluster_utils import Cluster, ClusterNode
 from support.leaks import wait_until
-from support.stores import objects, stats, wait_until_empty
+from support.stores import listing, objects, stats, wait_until_empty
 
 pytestmark = [pytest.mark.integration, pytest.mark.slow]
 
@@ -311,3 +315,64 @@ def test_what_cannot_be_detached(nodes: Nodes) -> None:
         fw.detach(fail.remote())
     with pytest.raises(TypeError, match="ObjectRef"):
         fw.detach(1)  # type: ignore[arg-type]
+
+
+# ---- pulls that nobody waits for -----------------------------------------------------------------------
+
+
+def pulls(node: ClusterNode) -> int:
+    found: int = listing(node)["across"]["pulls"]
+    return found
+
+
+@pytest.mark.parametrize("how", ["get", "wait", "await"])
+def test_what_nobody_waits_for_any_more_is_not_fetched_on(
+    nodes: Nodes, how: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limits, "PULL_UNWANTED", 0.4)  # (a node that is stopped for 4 s is dead)
+    ref = make.options(**on("c")).remote(8)
+    fw.wait([ref], fetch_local=False)
+    nodes["c"].stop()
+    try:
+        if how == "get":
+            with pytest.raises(exceptions.GetTimeoutError):
+                fw.get(ref, timeout=0.2)
+        elif how == "wait":
+            assert fw.wait([ref], timeout=0.2) == ([], [ref])
+        else:
+
+            async def read() -> None:
+                await asyncio.wait_for(ref, 0.2)
+
+            with pytest.raises(TimeoutError):
+                asyncio.run(read())
+        assert pulls(nodes.head) == 1, "it goes on for a moment: they may come back"
+        # (The node is stopped: nothing else could end it.)
+        wait_until(lambda: pulls(nodes.head) == 0, 3, "the fetch is given up")
+        assert stats(nodes.head)["copies"] == 0
+    finally:
+        nodes["c"].cont()
+    assert fw.get(ref, timeout=20)[0] == 1, "and can begin again"
+
+
+def test_what_somebody_waits_for_goes_on(nodes: Nodes, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "PULL_UNWANTED", 0.2)
+    ref = make.options(**on("c")).remote(8)
+    fw.wait([ref], fetch_local=False)
+    nodes["c"].stop()
+    try:
+        got: list[Any] = []
+        thread = threading.Thread(target=lambda: got.append(fw.get(ref, timeout=60)))
+        thread.start()
+        wait_until(lambda: pulls(nodes.head) == 1, 3, "it is on its way")
+        seen = []
+        end = time.monotonic() + 2.5 * limits.PULL_UNWANTED
+        while time.monotonic() < end:
+            with pytest.raises(exceptions.GetTimeoutError):
+                fw.get(ref, timeout=0.05)
+            seen.append(pulls(nodes.head))
+        assert set(seen) == {1}
+    finally:
+        nodes["c"].cont()
+    thread.join(20)
+    assert got[0][0] == 1

@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 import framework as fw
@@ -450,3 +451,55 @@ def test_max_calls_with_errors_and_nested_tasks(session: object) -> None:
                 fw.get(ref, timeout=60)
         else:
             assert fw.get(ref, timeout=60) == i
+
+
+@fw.remote(num_cpus=1, max_calls=1)
+def owner_of(value: object, inner: list[Any] | None = None) -> tuple[int, list[Any]]:
+    """Its worker is used up, and owns what is in its result."""
+    return os.getpid(), [fw.put([value, *(inner or [])]), sleep.remote(0)]
+
+
+@fw.remote(num_cpus=1, max_calls=1)
+def its_pid() -> int:
+    return os.getpid()
+
+
+@pytest.mark.slow
+def test_a_used_up_worker_stays_for_what_it_owns(session: object) -> None:
+    everything = fw.cluster_resources()["CPU"]
+    mine = fw.put("held by the value alone, soon")
+    pid, refs = fw.get(owner_of.remote("small", [mine]), timeout=20)
+    large_pid, large = fw.get(owner_of.remote(bytes(1 << 20)), timeout=20)
+    del mine
+    # They hold no resources, and get nothing to do any more.
+    wait_until(lambda: fw.available_resources().get("CPU") == everything, 20, "their leases end")
+    others = fw.get([its_pid.remote() for _ in range(6)], timeout=30)
+    assert len({pid, large_pid, *others}) == 8
+    assert psutil.pid_exists(pid) and psutil.pid_exists(large_pid)
+    text, nested = fw.get(refs[0], timeout=10)
+    assert (text, fw.get(nested, timeout=10)) == ("small", "held by the value alone, soon")
+    assert fw.get(large[0], timeout=10) == [bytes(1 << 20)]
+    fw.get([refs[1], large[1]], timeout=10)
+    del refs, nested
+    wait_until(lambda: not psutil.pid_exists(pid), 20, "it ends when nobody needs it")
+    assert psutil.pid_exists(large_pid)
+    del large
+    wait_until(lambda: not psutil.pid_exists(large_pid), 20, "the other, too")
+
+
+@pytest.mark.slow
+def test_a_used_up_worker_stays_for_the_tasks_that_it_has_submitted(session: object, tmp_path: Path) -> None:
+    @fw.remote(num_cpus=0)
+    def later(path: str) -> None:
+        wait_until(lambda: os.path.exists(path + ".go"), 30, "the word")
+        Path(path).touch()
+
+    @fw.remote(num_cpus=0, max_calls=1)
+    def submit(path: str) -> None:
+        later.remote(path)
+
+    path = str(tmp_path / "done")
+    fw.get(submit.remote(path), timeout=20)
+    fw.get(its_pid.remote(), timeout=20)
+    Path(path + ".go").touch()
+    wait_until(lambda: os.path.exists(path), 20, "a task of a worker that is used up runs to its end")

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 import framework as fw
@@ -485,3 +486,20 @@ def test_a_head_without_cpus(session_root: Path, world: World) -> None:
         assert fw.get([where.remote() for _ in range(20)]) == [node.node_id] * 20
         fw.shutdown()
     fw.init(address=world.cluster.address, log_to_driver=False)
+
+
+@fw.remote(num_cpus=1, max_calls=1)
+def put_once(value: str) -> tuple[int, list[Any]]:
+    return os.getpid(), [fw.put(value)]
+
+
+def test_a_used_up_worker_elsewhere_stays_for_what_it_owns(world: World) -> None:
+    there = put_once.options(scheduling_strategy=NodeAffinitySchedulingStrategy(world.b.node_id, soft=False))
+    found = fw.get([there.remote(f"value {n}") for n in range(5)], timeout=30)
+    world.idle()  # although none of these workers has ended
+    assert len({pid for pid, _ in found}) == 5
+    assert [fw.get(refs[0], timeout=10) for _, refs in found] == [f"value {n}" for n in range(5)]
+    assert all(psutil.pid_exists(pid) for pid, _ in found)
+    pids = [pid for pid, _ in found]
+    del found
+    wait_until(lambda: not any(psutil.pid_exists(pid) for pid in pids), 20, "they end when nobody needs them")

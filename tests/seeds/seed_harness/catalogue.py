@@ -61,6 +61,12 @@ STUBS = ("requests",)
 """Modules that a document imports and never uses: an empty one stands in where they are not installed."""
 
 _TUNE = Missing("Tune", ("ImportError", "NameError", "AttributeError"))
+#: the task `a` has begun, and has called `b`
+_WORKER_OWNS = (
+    "__import__('support.leaks', fromlist=['_']).wait_until(lambda: [o for o in "
+    "__import__('framework.util.state', fromlist=['_']).list_objects() "
+    "if (o['type'], o['reference_type']) == ('WORKER', 'OWNED')]) is None"
+)
 _SMALL_ARRAY = (r"4 \* 1024\b", "16")
 _F = "@ray.remote\ndef f(x=1):\n    return x\n"
 _SQUARES = ("_ == [math.sqrt(2) + 3, math.sqrt(5) + 4]",)
@@ -109,7 +115,10 @@ _RULES_000 = {
     "000-23": Rule(checks=("'df_ref' not in globals()",)),
     "000-25": Rule(prints=r"(?m)^objects: [1-9]"),
     "000-26": Rule(missing=_TUNE, supply="def train(data, lr, epochs):\n    return None"),
-    "000-27": Rule(checks=("isinstance(x, ray.ObjectRef)",)),
+    # (The next cell starts a program that looks at the task while it runs.)
+    "000-27": Rule(
+        swap=((r"sleep\(20\)", "sleep(4.0)"),), checks=("isinstance(x, ray.ObjectRef)", _WORKER_OWNS)
+    ),
     "000-28": Rule(prints=r"objects: 1\b[\s\S]*WORKER"),
     "000-29": Rule(checks=("abs(_[0] - _[1]) < 1e-9",)),
     "000-30": Rule(checks=("not {'x', 'y'} & set(globals())",)),

@@ -14,7 +14,7 @@ from framework import exceptions
 from framework._base import limits
 from framework._net.address import NODE_DIGITS
 from framework._net.tcp import open_authenticated
-from framework._node import transfer_io
+from framework._node import transfer_io, transfer_service
 from framework._node.neighbours import Neighbours
 from framework._node.objects_across import ObjectsAcross
 from framework._node.store_service import StoreService
@@ -205,16 +205,23 @@ async def test_from_where_it_was_spilled_to(nodes: Nodes) -> None:
     assert a.stats["restored_objects"] == 0, "straight from the file"
 
 
-async def test_small_ones_share_a_connection(nodes: Nodes) -> None:
+async def test_small_ones_share_a_connection(nodes: Nodes, monkeypatch: pytest.MonkeyPatch) -> None:
     a, b, *_ = nodes
-    before = set(open_descriptors().items())
+    opened: list[Any] = []
+
+    async def opening(*arguments: Any) -> Any:
+        opened.append(arguments)
+        return await open_authenticated(*arguments)
+
+    monkeypatch.setattr(transfer_service, "open_authenticated", opening)
     contents = {}
     for number in range(50):
         object_id = bytes([number]) * 28
         contents[object_id] = await a.make(object_id, 4096, salt=number)
     for object_id, content in contents.items():
         assert await b.read(object_id, a, 4096) == content
-    assert len(left_open(before)) <= 8, "both ends of a data connection, and of those between the managers"
+    assert len(opened) == 1
+    assert sum(map(len, b.objects.transfers._spare.values())) == 1
 
 
 # ---- what breaks ---------------------------------------------------------------------------------------
@@ -463,6 +470,33 @@ async def test_arguments_are_fetched_ahead_if_there_is_room(nodes: Nodes) -> Non
     assert b.stats["copies"] == 0, "nobody waits for it: it does not wait for room"
 
 
+async def test_a_pull_that_nobody_waits_for_any_more_ends(
+    nodes: Nodes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    a, b, c, _ = nodes
+    await a.make(ID)
+    valve = Valve(monkeypatch)
+    valve.limit = MIB
+    first, other = b.process, Peer(b, b"x" * 28)
+    for peer in (first, other):
+        peer.call(m.STORE_PULL, ID, a.id, SIZE)
+    c.process.send(m.STORE_PREFETCH, [[ID, a.id, SIZE]])
+    c.process.call(m.STORE_PULL, ID, a.id, SIZE)
+    await until(lambda: valve.passed >= MIB)
+    first.send(m.STORE_UNPULL, ID)
+    c.process.send(m.STORE_UNPULL, ID)
+    await until(lambda: 1 in first.answers and 1 in c.process.answers)
+    assert b.stats["pulls"] == 1, "another process still waits"
+    assert 1 not in other.answers
+    other.send(m.STORE_UNPULL, ID)
+    await until(lambda: b.stats["pulls"] == 0)
+    assert c.stats["pulls"] == 1, "it was fetched as an argument, too"
+    valve.open()
+    await until(lambda: c.stats["copies"] == 1)
+    assert b.stats["objects"] == 0
+    assert len(await b.read(ID, a)) == SIZE, "and may be asked for again"
+
+
 async def test_pulled_without_being_read(nodes: Nodes) -> None:
     a, b, *_ = nodes
     await a.make(ID)
@@ -471,3 +505,35 @@ async def test_pulled_without_being_read(nodes: Nodes) -> None:
     nodes.kill(a)
     with pytest.raises(exceptions.ObjectLostError):
         await b.process.ask(m.STORE_PULL, b"?" * 28, a.id, SIZE)
+
+
+async def test_a_node_that_drains_has_work_until_others_have_its_objects(nodes: Nodes) -> None:
+    a, b, c, d = nodes
+    content = await a.make(ID)
+    await a.make(b"2" * 28)
+    assert a.objects.without_copy()["objects"] == 0, "it does not drain"
+    told: list[dict[str, int]] = []
+    a.objects.on_handed_over = lambda: told.append(a.objects.without_copy())
+    a.objects.drain()
+    # From the first moment on: the node's answer reckons them in, whatever comes first, it or the news.
+    assert a.objects.without_copy() == {"objects": 2, "bytes": 2 * SIZE, "lost": 0, "lost_bytes": 0}
+    a.objects.update([{**a.row, "draining": True}])
+    await until(lambda: told)
+    assert told[0] == {"objects": 0, "bytes": 0, "lost": 0, "lost_bytes": 0}
+    nodes.kill(a)
+    assert await b.read(ID, a) == content
+    for node in (b, c, d):
+        node.process.send(m.STORE_FREE_AT, a.id, [ID, b"2" * 28])
+    await until(lambda: not any(node.stats["objects"] for node in (b, c, d)))
+
+
+async def test_what_finds_no_room_elsewhere_does_not_keep_a_node_from_ending(nodes: Nodes) -> None:
+    a, *others = nodes
+    await a.make(ID)
+    for node in others:
+        nodes.kill(node)
+    a.objects.drain()
+    await until(lambda: not a.objects.without_copy()["objects"])
+    assert a.objects.without_copy() == {"objects": 0, "bytes": 0, "lost": 1, "lost_bytes": SIZE}
+    a.process.send(m.STORE_FREE, [ID])
+    assert a.objects.without_copy()["lost"] == 0

@@ -145,3 +145,22 @@ def test_a_real_arena_in_a_real_thread() -> None:
         return warmer.ready
 
     assert asyncio.run(run()) == 32 * MIB
+
+
+def test_nothing_is_provided_while_it_is_held() -> None:
+    machine = Machine()
+    machine.warmer.used(100 * MIB)
+    machine.work(1)
+    machine.warmer.hold()
+    machine.work()
+    provided = len(machine.provided)
+    assert provided == 2, "the step that was under way, and no more"
+    machine.warmer.used(120 * MIB)
+    machine.work()
+    assert len(machine.provided) == provided
+    machine.warmer.resume()
+    machine.work()
+    assert machine.warmer.ready == 240 * MIB
+    assert all(offset >= 100 * MIB for offset, _ in machine.provided)
+    machine.warmer.resume()
+    assert not machine.waiting, "twice is as once"

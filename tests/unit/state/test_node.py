@@ -61,6 +61,26 @@ def test_idle_workers_of_a_job_that_has_ended_are_replaced() -> None:
     assert state.job_ended(b"another", 2) == ([], [])
 
 
+def test_a_retired_worker_holds_nothing_and_gets_nothing() -> None:
+    state = node(1)
+    state.describe_key("owner", 1, cpus(), (), JOB)
+    state.demand("owner", 1, 2, 0)
+    (lease,) = grants(up(state, b"w1"))
+    over, commands = state.worker_retired(b"w1")
+    assert over is lease
+    assert state.available == {"CPU": 0}, "the next one has it"
+    assert commands == [("start", ())], "in another worker"
+    assert state.blocked(b"w1") == []
+    assert len(grants(up(state, b"w2"))) == 1
+    assert state.worker_retired(b"w1") == (None, []), "twice is as once"
+    assert state.lease_returned(lease.lease_id, "owner", 1.0) == []
+    assert state.busy() == 1
+    assert state.owner_gone("owner")[0] == [state.workers[b"w2"]]
+    assert state.surplus(99.0, 0, 1.0) == [], "it ends by itself"
+    assert [worker.worker_id for worker in state.job_ended(JOB, 0)[0]] == [b"w1"]
+    assert state.worker_gone(b"w1")[0] is None
+
+
 def test_owners_take_turns() -> None:
     state = node(4)
     for owner in ("a", "b"):

@@ -46,6 +46,27 @@ def test_from_the_primary() -> None:
     assert state.active == state.active_bytes == len(state.pulls) == 0
 
 
+def test_who_had_it_after_its_node_died_is_remembered() -> None:
+    state = pulls(b"A", b"B", b"C")
+    state.node_gone(b"A")
+    assert started(state)[:2] == ("search", OBJECT)
+    (fetch,) = state.found(OBJECT, state.pulls[OBJECT].attempt, [b"C"], True)
+    assert fetch[3] == b"C"
+    state.arrived(OBJECT, fetch[2])
+    # (The copy had to make room.) Nobody else is asked the second time, ...
+    assert started(state)[:4] == ("fetch", OBJECT, 1, b"C")
+    # ... unless it is gone there, too.
+    assert state.missing(OBJECT, 1)[0][0] == "search"
+    state.found(OBJECT, 2, [b"B"], True)
+    state.arrived(OBJECT, 3)
+    state.node_gone(b"B")
+    assert started(state)[0] == "search", "who is dead is not asked"
+    state.found(OBJECT, state.pulls[OBJECT].attempt, [b"C"], True)
+    state.arrived(OBJECT, state.pulls[OBJECT].attempt)
+    state.freed(OBJECT)
+    assert started(state)[0] == "search", "what was freed is forgotten"
+
+
 def test_the_urgent_first_and_no_more_than_allowed() -> None:
     state = pulls(b"A", at_once=1)
     started(state, b"1")

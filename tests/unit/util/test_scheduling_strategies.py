@@ -18,7 +18,7 @@ def test_facts_survive_pickling() -> None:
     assert repr(copy) == f"NodeAffinitySchedulingStrategy(node_id={NODE!r}, soft=True)"
 
 
-@pytest.mark.parametrize("node_id", ["", None, 3, b"ab"])
+@pytest.mark.parametrize("node_id", ["", None, 3, b"ab", "ab", "zz" * 28, "ab" * 29])
 def test_a_node_is_named_by_text(node_id: object) -> None:
     with pytest.raises(ValueError, match="node_id is the hexadecimal id of a node"):
         NodeAffinitySchedulingStrategy(node_id, soft=False)  # type: ignore[arg-type]
