@@ -113,14 +113,15 @@ def joining_node(
     parent_pid: int | None = None,
 ) -> JoinedNode:
     """As `join_session`, without waiting; with `parent_pid` it ends when that process does."""
-    host, port = host_port(address)
+    head = host_port(address)
     given = token_from_environment()
     if given is None:
         try:
-            socket.create_connection((host, port), limits.CONNECT_TIMEOUT).close()
+            socket.create_connection(head, limits.CONNECT_TIMEOUT).close()
         except OSError as error:
             raise ConnectionFailedError(
-                f"no head of a cluster answers at {address}: {host} port {port} cannot be reached: {error}. "
+                f"no head of a cluster answers at {address}: {head[0]} port {head[1]} cannot be reached: "
+                f"{error}. "
                 f"(To join one, its token is needed in the environment variable {TOKEN_VARIABLE}, too)"
             ) from None
         raise ConnectionFailedError(
