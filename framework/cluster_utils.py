@@ -31,7 +31,7 @@ from framework._node.control import Client
 from framework._node.draining import drain
 from framework._node.launching import HeadProcess, JoinedNode, end_in_order, new_facts
 from framework._node.session import sweep_session
-from framework._service.credentials import fingerprint, new_token
+from framework._service.credentials import new_token
 from framework._wire import messages as m
 from framework.exceptions import FrameworkError
 
@@ -146,7 +146,6 @@ class Cluster:
         self._connected = False
         self.head_node: ClusterNode | None = None
         self.worker_nodes: list[ClusterNode] = []
-        self._shutdown_at_exit = shutdown_at_exit
         if shutdown_at_exit:
             atexit.register(self.shutdown)
         if initialize_head:
@@ -172,12 +171,9 @@ class Cluster:
             self._head = HeadProcess(facts, parent_pid=os.getpid())
         facts = self._head.facts
         try:
-            started = JoinedNode(
-                head=facts.head,
-                token=facts.token,
-                fingerprint=fingerprint(facts.certificate) if facts.certificate is not None else None,
-                resources=wanted,
-                host=facts.host,
+            started = JoinedNode.of(
+                facts,
+                wanted,
                 session_dir=self._head.session_dir if is_head else None,
                 parent_pid=os.getpid(),
             )

@@ -7,7 +7,6 @@ import contextlib
 import logging
 import os
 import signal
-import sys
 import traceback
 from collections.abc import Callable
 from functools import partial
@@ -20,6 +19,8 @@ from framework._net.connection import Connection, Frame
 from framework._net.listener import Listener
 from framework._net.tcp import PeerListener, bind_tcp
 from framework._service.credentials import read_private, write_private
+from framework._service.private import write_whole
+from framework._service.serving import log_into, new_loop, wake_at_end_of
 from framework._wire import messages as m
 from framework.exceptions import FrameworkError
 
@@ -94,7 +95,7 @@ class HeadProcess:
                 name="head",
             ),
         ]
-        self._write_pid()
+        write_whole(self._file("head.pid"), f"{os.getpid()}\n")
         if "parent_pid" in self._config:
             self._watch_parent(self._config["parent_pid"])
         if "alone_grace" in self._config:
@@ -120,18 +121,9 @@ class HeadProcess:
             node.cast(m.NODE_STOP, reason)
         connection.reply(rid, node is not None)
 
-    def _write_pid(self) -> None:
-        path = self._file("head.pid")
-        with open(os.open(f"{path}.new", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
-            file.write(f"{os.getpid()}\n")
-        os.rename(f"{path}.new", path)
-
     def _watch_parent(self, parent: int) -> None:
         ended = partial(self.stop, "the process that started it has ended")
-        if sys.platform == "linux" and os.getppid() == parent:
-            import ctypes
-
-            ctypes.CDLL(None).prctl(1, signal.SIGCONT)  # PR_SET_PDEATHSIG: if this process is stopped then
+        wake_at_end_of(parent)
         try:
             self._watch = os.pidfd_open(parent)
         except ProcessLookupError:
@@ -188,17 +180,10 @@ def run_head(
     code = 1
     process: HeadProcess | None = None
     try:
-        fd = os.open(
-            os.path.join(config["session_dir"], "logs", "head.log"),
-            os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC,
-            0o600,
-        )
-        handler = logging.StreamHandler(os.fdopen(fd, "a"))
-        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-        logging.basicConfig(handlers=[handler], level=logging.INFO)
+        log_into(os.path.join(config["session_dir"], "logs", "head.log"))
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         os.chdir("/")
-        loop = _new_loop()
+        loop = new_loop()
         asyncio.set_event_loop(loop)
         try:
             process = HeadProcess(loop, config, make_service, sweep)
@@ -221,11 +206,3 @@ def run_head(
         if process is not None:
             process.sweep()
         os._exit(code)
-
-
-def _new_loop() -> asyncio.AbstractEventLoop:
-    try:
-        import uvloop
-    except ImportError:
-        return asyncio.new_event_loop()
-    return uvloop.new_event_loop()

@@ -231,10 +231,11 @@ class Connection:
             self.close(error)
         if self._on_batch is not None:
             self._on_batch()
-        if self._far and not self.closed:
+        if self._far and self.shared is None and not self.closed:
             # The peer's machine may have refused what we sent last (RST) after it had said what was just
             # read. uvloop tells of both at once and never again (libuv stops a poll handle with an error):
-            # without a second look the end of the connection would go unnoticed.
+            # without a second look the end of the connection would go unnoticed. (Of what is `shared`, the
+            # epoll of its own tells again.)
             self._loop.call_soon(self._read_pending)
 
     def _take(self, data: bytes) -> None:

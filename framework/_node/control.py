@@ -23,15 +23,15 @@ from framework._net.listener import connect_unix, hello
 from framework._node.launching import HeadProcess, JoinedNode, end_head, is_loopback, new_facts
 from framework._node.session import (
     head_pid,
+    is_of_session,
     live_sessions,
     node_pid,
-    sessions_root,
+    session_dirs,
     staying_sessions,
     sweep_session,
 )
 from framework._service.credentials import (
     TOKEN_VARIABLE,
-    fingerprint,
     new_token,
     read_private,
     token_from_environment,
@@ -71,12 +71,9 @@ def start_session(
     head = HeadProcess(new_facts(token, host, port, encrypted), bind=bind)
     try:
         facts = head.facts
-        node = JoinedNode(
-            head=facts.head,
-            token=facts.token,
-            fingerprint=fingerprint(facts.certificate) if facts.certificate is not None else None,
-            resources=wanted,
-            host=facts.host,
+        node = JoinedNode.of(
+            facts,
+            wanted,
             bind=bind,
             session_dir=head.session_dir,
             keeps_head=bind or host,
@@ -153,12 +150,11 @@ def headed_sessions() -> list[str]:
     """The directories of this user's sessions in which the head of a cluster runs whose node there has
     died."""
     found = []
-    with os.scandir(sessions_root()) as entries:
-        for entry in entries:
-            if entry.name.startswith("session-") and head_pid(entry.path) is not None:
-                pid = node_pid(entry.path)
-                if pid is None or not _is_node_of(pid, entry.path):
-                    found.append(entry.path)
+    for path in session_dirs():
+        if head_pid(path) is not None:
+            pid = node_pid(path)
+            if pid is None or not is_of_session(pid, path):
+                found.append(path)
     return found
 
 
@@ -330,7 +326,7 @@ def stop_session(session_dir: str, force: bool = False) -> bool:
     was running."""
     pid = node_pid(session_dir)
     watch = _watch(pid)
-    asked = pid is not None and _is_node_of(pid, session_dir)
+    asked = pid is not None and is_of_session(pid, session_dir)
     if head_pid(session_dir) is not None:  # the whole cluster ends with it
         asked = True
         with contextlib.suppress(FrameworkError), Client(session_dir, "head") as head:
@@ -342,7 +338,7 @@ def stop_session(session_dir: str, force: bool = False) -> bool:
             node.cast(m.NODE_STOP, _STOPPED)
             asked = node.wait_for_end(limits.SHUTDOWN_GRACE) or asked
         ended = _ended(watch, limits.SHUTDOWN_GRACE if asked and not force else 0)
-        if pid is not None and not ended and _is_node_of(pid, session_dir):
+        if pid is not None and not ended and is_of_session(pid, session_dir):
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(pid, signal.SIGKILL)  # it leads its group
             asked = True
@@ -389,12 +385,3 @@ def _ended(watch: int, timeout: float) -> bool:
     poll = select.poll()
     poll.register(watch, select.POLLIN)
     return bool(poll.poll(timeout * 1000))
-
-
-def _is_node_of(pid: int, session_dir: str) -> bool:
-    """Whether this process is the node of that session: its number may belong to another one by now."""
-    try:
-        with open(f"/proc/{pid}/cmdline", "rb") as file:
-            return os.fsencode(session_dir) in file.read()
-    except OSError:
-        return False

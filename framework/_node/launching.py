@@ -12,13 +12,19 @@ import os
 import signal
 import socket
 import time
-from typing import Any
+from typing import Any, Self
 
 from framework._base import limits
 from framework._base.cluster import ClusterFacts
 from framework._node.local import StartedNode
-from framework._node.session import create_session, head_pid, open_private, sweep_session
-from framework._service.credentials import TOKEN_VARIABLE, make_certificate, read_private, write_private
+from framework._node.session import create_session, head_pid, is_of_session, open_private, sweep_session
+from framework._service.credentials import (
+    TOKEN_VARIABLE,
+    fingerprint,
+    make_certificate,
+    read_private,
+    write_private,
+)
 from framework._service.launch import Child, command, spawn
 from framework.exceptions import ConnectionFailedError, LocalNodeDiedError
 
@@ -188,6 +194,30 @@ class JoinedNode(StartedNode):
             self._ready.close()
             raise
 
+    @classmethod
+    def of(
+        cls,
+        facts: ClusterFacts,
+        resources: dict[str, Any],
+        *,
+        bind: str | None = None,
+        session_dir: str | None = None,
+        parent_pid: int | None = None,
+        keeps_head: str | None = None,
+    ) -> Self:
+        """A node that joins the cluster with these facts, and is reached at their host."""
+        return cls(
+            head=facts.head,
+            token=facts.token,
+            fingerprint=fingerprint(facts.certificate) if facts.certificate is not None else None,
+            resources=resources,
+            host=facts.host,
+            bind=bind,
+            session_dir=session_dir,
+            parent_pid=parent_pid,
+            keeps_head=keeps_head,
+        )
+
     def _prepare(self) -> None:
         write_private(os.path.join(self.session_dir, "join.json"), self._secrets)
 
@@ -233,19 +263,10 @@ def end_head(session_dir: str) -> None:
     deadline = time.monotonic() + limits.SHUTDOWN_GRACE
     number = signal.SIGTERM
     while head_pid(session_dir) is not None:
-        if not _is_head_of(pid, session_dir):
+        if not is_of_session(pid, session_dir):
             return
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, number)
         if time.monotonic() > deadline:
             number = signal.SIGKILL
         time.sleep(0.01)
-
-
-def _is_head_of(pid: int, session_dir: str) -> bool:
-    """Whether this process is that head: its number may belong to another one by now."""
-    try:
-        with open(f"/proc/{pid}/cmdline", "rb") as file:
-            return os.fsencode(session_dir) in file.read()
-    except OSError:
-        return False

@@ -8,7 +8,6 @@ import logging
 import os
 import signal
 import socket
-import sys
 import traceback
 from collections.abc import Callable
 from functools import partial
@@ -22,8 +21,9 @@ from framework._net.listener import Listener
 from framework._node.ends import adopt_orphans, end_children
 from framework._node.hardware import default_resources
 from framework._node.service import NodeService
-from framework._node.session import open_private, sweep_session, sweep_stale_sessions, write_node_pid
+from framework._node.session import sweep_session, sweep_stale_sessions, write_node_pid
 from framework._node.store_service import StoreService
+from framework._service.serving import log_into, new_loop, wake_at_end_of
 from framework._wire import messages as m
 from framework.exceptions import FrameworkError, ProtocolError
 
@@ -43,15 +43,6 @@ def default_store_capacity() -> int:
             with open(path) as file:
                 memory = min(memory, int(file.read()))
     return max(limits.STORE_MINIMUM, int(memory * limits.STORE_SHARE) & -4096)
-
-
-def new_loop() -> asyncio.AbstractEventLoop:
-    """uvloop's where there is one."""
-    try:
-        import uvloop
-    except ImportError:
-        return asyncio.new_event_loop()
-    return uvloop.new_event_loop()
 
 
 class Service(Protocol):
@@ -276,26 +267,10 @@ class NodeProcess:
         self._sweep_stale()
 
 
-def _open_log(session_dir: str) -> None:
-    fd = open_private(os.path.join(session_dir, "logs", "node.log"))
-    handler = logging.StreamHandler(os.fdopen(fd, "a"))
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-    logging.basicConfig(handlers=[handler], level=logging.INFO)
-
-
 def _end_group() -> None:
     """End what tasks have started and left behind, and this process, which leads their process group."""
     if os.getpgrp() == os.getpid():
         os.killpg(os.getpid(), signal.SIGKILL)
-
-
-def wake_at_end_of(parent: int) -> None:
-    """If this process is stopped (SIGSTOP) when its parent ends, have the system let it go on, so that it
-    notices."""
-    if sys.platform == "linux" and os.getppid() == parent:
-        import ctypes
-
-        ctypes.CDLL(None).prctl(1, signal.SIGCONT)  # PR_SET_PDEATHSIG
 
 
 def _facts_of_cluster(loop: asyncio.AbstractEventLoop, config: dict[str, Any]) -> ClusterFacts | None:
@@ -323,7 +298,7 @@ def run_node(
     session_dir = config["session_dir"]
     code = 1
     try:
-        _open_log(session_dir)
+        log_into(os.path.join(session_dir, "logs", "node.log"))
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         if "ready_fd" in config:
             os.chdir("/")  # whose file system it keeps in use is nobody's choice

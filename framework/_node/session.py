@@ -13,6 +13,8 @@ import time
 from collections.abc import Iterable
 
 from framework._base import limits
+from framework._service.private import open_private as open_private
+from framework._service.private import write_whole
 
 
 def sessions_root() -> str:
@@ -69,11 +71,6 @@ def create_session(unique: str) -> str:
             path,
         ) from None
     return path
-
-
-def open_private(path: str, flags: int = os.O_WRONLY | os.O_APPEND | os.O_CREAT) -> int:
-    """A descriptor of a file that only this user may read, whatever the umask."""
-    return os.open(path, flags | os.O_CLOEXEC, 0o600)
 
 
 #: what the head of a cluster keeps in the directory of its node's session
@@ -144,16 +141,13 @@ def sweep_stale_sessions(keep: int = limits.SESSIONS_KEPT) -> None:
     """Clean up after sessions that could not do it themselves (kill -9), and remove the oldest logs."""
     import shutil
 
-    root = sessions_root()
     finished = []
-    for entry in os.scandir(root):
-        if not entry.name.startswith("session-") or not entry.is_dir(follow_symlinks=False):
+    for path in session_dirs():
+        if _alive(path):
             continue
-        if _alive(entry.path):
-            continue
-        sweep_session(entry.path)
-        if os.path.isdir(entry.path):
-            finished.append(entry.path)
+        sweep_session(path)
+        if os.path.isdir(path):
+            finished.append(path)
     for path in sorted(finished)[:-keep] if keep else finished:
         shutil.rmtree(path, ignore_errors=True)
 
@@ -182,14 +176,7 @@ def _runs(pid: int) -> bool:
 
 def write_node_pid(session: str, stays: bool) -> None:
     """This process is the node of the session, which `stays` when no driver is connected."""
-    # Complete from the first moment on: others may read it at any time.
-    path = os.path.join(session, "node.pid")
-    fd = open_private(f"{path}.new")
-    try:
-        os.write(fd, f"{os.getpid()}\n{_STAYS if stays else ''}".encode())
-    finally:
-        os.close(fd)
-    os.rename(f"{path}.new", path)
+    write_whole(os.path.join(session, "node.pid"), f"{os.getpid()}\n{_STAYS if stays else ''}")
 
 
 _STAYS = "stays"
@@ -220,27 +207,39 @@ def head_pid(session: str) -> int | None:
     return pid if _runs(pid) else None
 
 
+def is_of_session(pid: int, session: str) -> bool:
+    """Whether this process is one that was started for that session, as its node or its head: its number may
+    belong to another one by now."""
+    try:
+        with open(f"/proc/{pid}/cmdline", "rb") as file:
+            return os.fsencode(session) in file.read()
+    except OSError:
+        return False
+
+
+def session_dirs() -> list[str]:
+    """The directories of all sessions of this user, those that are over included."""
+    return [
+        entry.path
+        for entry in _entries(sessions_root())
+        if entry.name.startswith("session-") and entry.is_dir(follow_symlinks=False)
+    ]
+
+
 def staying_sessions() -> list[str]:
     """The directories of this user's sessions that were started to stay and whose node runs, the latest
     first."""
-    found = []
-    for entry in _entries(sessions_root()):
-        if entry.name.startswith("session-") and entry.is_dir(follow_symlinks=False):
-            pid = node_pid(entry.path)
-            if pid is not None and _runs(pid) and _STAYS in _read_node_pid(entry.path):
-                found.append((_started(entry.path), entry.path))
-    return [path for _, path in sorted(found, reverse=True)]
+    return [path for path in live_sessions() if _STAYS in _read_node_pid(path)]
 
 
 def live_sessions() -> list[str]:
     """The directories of this user's sessions whose node runs, whoever it was started by, the latest
     first."""
     found = []
-    for entry in _entries(sessions_root()):
-        if entry.name.startswith("session-") and entry.is_dir(follow_symlinks=False):
-            pid = node_pid(entry.path)
-            if pid is not None and _runs(pid):
-                found.append((_started(entry.path), entry.path))
+    for path in session_dirs():
+        pid = node_pid(path)
+        if pid is not None and _runs(pid):
+            found.append((_started(path), path))
     return [path for _, path in sorted(found, reverse=True)]
 
 

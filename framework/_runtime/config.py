@@ -1,21 +1,11 @@
-"""Who a process is, and the kind of loop that it runs."""
+"""Who a process is."""
 
 from __future__ import annotations
 
-import asyncio
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from framework._base.cluster import ClusterFacts
-
-
-def new_loop() -> asyncio.AbstractEventLoop:
-    """uvloop's where there is one."""
-    try:
-        import uvloop
-    except ImportError:
-        return asyncio.new_event_loop()
-    return uvloop.new_event_loop()
 
 
 class Config:

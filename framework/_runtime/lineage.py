@@ -91,7 +91,7 @@ class Lineage:
         stored = [
             entry
             for entry, wire in zip(task.entries, results, strict=False)
-            if type(wire) is list and wire[0] == values.FORM_STORED and not entry.freed
+            if values.is_stored(wire) and not entry.freed
         ]
         if not stored:
             return
@@ -401,7 +401,7 @@ class Lineage:
 def _stored_arguments(arguments: Any) -> list[tuple[Any, list[Any]]]:
     """(place, wire value) of those that lie in the store, in the order of `TaskRecord.stored_deps`."""
     pairs = enumerate(arguments) if type(arguments) is list else (arguments or {}).items()
-    return [(p, w) for p, w in pairs if type(w) is list and w[0] == values.FORM_STORED]
+    return [(p, w) for p, w in pairs if values.is_stored(w)]
 
 
 def _nobody(like: Entry) -> Entry:

@@ -34,7 +34,7 @@ class Listing:
         found = []
         for entry in list(self._runtime.objects.table.entries.values()):
             wire = entry.value
-            stored = type(wire) is list and wire[0] == values.FORM_STORED
+            stored = values.is_stored(wire)
             found.append(
                 {
                     "object_id": entry.id,

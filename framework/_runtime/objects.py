@@ -124,12 +124,7 @@ class Objects:
         """A task that ran again for lost results has made this one. It may not have been missed yet: its copy
         may be lost all the same, or be replaced by now, with other references in it."""
         here = entry.value
-        if (
-            entry.state != READY
-            or entry.freed
-            or not (type(here) is list and here[0] == values.FORM_STORED)
-            or not (type(value) is list and value[0] == values.FORM_STORED)
-        ):
+        if entry.state != READY or entry.freed or not values.is_stored(here) or not values.is_stored(value):
             self.complete(entry, value)
             return
         nested = values.nested_refs(value)
@@ -204,7 +199,7 @@ class Objects:
                     continue
                 self._runtime.streams.freed(entry.id)
                 self._provisional.discard(entry)
-                if type(entry.value) is list and entry.value[0] == values.FORM_STORED:
+                if values.is_stored(entry.value):
                     self._runtime.store.client.forget(entry.value[1])
                 if entry.registered:
                     borrowed.append(entry)
@@ -357,7 +352,7 @@ class Objects:
         """
         orphans = self.table.of_owner(address)
         for entry in orphans:
-            if type(entry.value) is list and entry.value[0] == values.FORM_STORED:
+            if values.is_stored(entry.value):
                 self._runtime.store.client.forget(entry.value[1])
                 entry.state = PENDING
         self._owner_lost([entry for entry in orphans if not entry.state], address)

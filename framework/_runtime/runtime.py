@@ -24,7 +24,7 @@ from framework._net.connection import Connection, Frame, Handler
 from framework._net.listener import hello
 from framework._runtime.actors import Actors
 from framework._runtime.catalogue import Catalogue
-from framework._runtime.config import Config, new_loop
+from framework._runtime.config import Config
 from framework._runtime.context import current_task
 from framework._runtime.direct import Direct
 from framework._runtime.head import HeadLink
@@ -43,6 +43,7 @@ from framework._serial.errors import error_to_wire
 from framework._serial.private import decode_private
 from framework._serial.refs import set_out_of_band_hook
 from framework._service.mailbox import Mailbox
+from framework._service.serving import new_loop
 from framework._service.supervise import TaskGroupOfService
 from framework._state.objects import FAILED, READY, Entry
 from framework._wire import messages as m

@@ -230,7 +230,7 @@ class RuntimeStore:
         """
         stored = []
         for position, wire in enumerate(wires):
-            if type(wire) is list and wire[0] == values.FORM_STORED:
+            if values.is_stored(wire):
                 stored.append(position)
             else:
                 yield position
@@ -325,7 +325,7 @@ class RuntimeStore:
 
     def is_elsewhere(self, wire: Any) -> bool:
         """Whether this is a stored value whose primary copy is on another node."""
-        return type(wire) is list and wire[0] == values.FORM_STORED and wire[5] != self.node_id
+        return values.is_stored(wire) and wire[5] != self.node_id
 
     def prefetch(self, wires: list[Any]) -> None:
         """Any thread: these arguments will be needed here soon."""

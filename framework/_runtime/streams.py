@@ -71,7 +71,7 @@ class Streams:
             entry, ref = self._item(task, index)
             stream.add(index, ref)
             self._runtime.objects.complete(entry, value)
-            if type(value) is list and value[0] == values.FORM_STORED:
+            if values.is_stored(value):
                 self._runtime.lineage.remember_item(task, index, entry)
         else:
             stream.add(index, None)  # made again by a second attempt, or no longer wanted

@@ -271,9 +271,9 @@ class Submitter:
         """Large arguments on another node draw the task there."""
         at: dict[bytes, int] = {}
         for entry in task.stored_deps or ():
-            value = entry.value
-            if type(value) is list and len(value) > 5 and value[0] == values.FORM_STORED and value[5]:
-                at[value[5]] = at.get(value[5], 0) + value[3]
+            node_id = values.node_of(entry.value)
+            if node_id:
+                at[node_id] = at.get(node_id, 0) + entry.value[3]
         if at:
             most = max(at, key=lambda node_id: (at[node_id], node_id))
             if at[most] >= limits.LOCALITY_MIN and most != self._runtime.config.node_id:
@@ -435,10 +435,6 @@ class Submitter:
             self.fail(task, lost.as_instanceof_cause())
         else:
             self._finish(task, argument.value)
-
-    def fail_wire(self, task: TaskRecord, error: Any) -> None:
-        """The task fails with this error (wire form or exception)."""
-        self._finish(task, error)
 
     def retry(self, task: TaskRecord, why: str) -> None:
         """The task may be run once more: now, or when its retry policy says."""

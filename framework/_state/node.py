@@ -52,6 +52,8 @@ class NodeState(Pool):
         self.unmet = False  #: something waits: `schedule` is to be called now and then
         self.soon = False  #: and very soon
         self.view: ClusterView | None = None  #: None: there is only this node
+        self._alone = ClusterView(bytes.fromhex(node_id))  #: what there is while there is only this node
+        self._alone.watch_own(self.total, self.available)
         self.away = AwayLeases()
         self._own = b""
         self.demands: dict[tuple[Hashable, int], Demand] = {}
@@ -117,11 +119,7 @@ class NodeState(Pool):
 
     def never(self, units: dict[str, int], strategy: Strategy = None) -> str | None:
         """Why no node that is here can ever serve such a request; None when one can."""
-        view = self.view
-        if view is None:  # there is only this node, and nothing is known of it but what it has
-            view = ClusterView(bytes.fromhex(self.node_id))
-            view.watch_own(self.total, self.available)
-        return view.never(units, strategy)
+        return (self.view or self._alone).never(units, strategy)
 
     def place_actor(
         self, actor: bytes, units: dict[str, int], env: EnvKey, job: bytes, priority: int = 0

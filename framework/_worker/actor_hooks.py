@@ -72,7 +72,7 @@ class Hooks:
                 f"the actor class {self._class_name} has saved a state but has no {RESTORE_HOOK}()"
             )
         wire = saved[0]
-        if type(wire) is list and wire[0] == values.FORM_STORED:
+        if values.is_stored(wire):
             return hook(self._runtime.store.read(wire, private=True))
         return hook(decode_private(wire))
 

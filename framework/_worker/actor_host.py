@@ -29,12 +29,12 @@ from framework._base.ids import SEVERAL_TASKS
 from framework._base.resources import out_of_group
 from framework._base.signature import is_async_class
 from framework._net.connection import Connection, Frame
-from framework._runtime.config import new_loop
 from framework._runtime.context import TaskContext, current_task
 from framework._serial import values
 from framework._serial.errors import error_to_wire
 from framework._serial.functions import load_function
 from framework._service.mailbox import Mailbox
+from framework._service.serving import new_loop
 from framework._state.tasks import DYNAMIC, STREAMING
 from framework._wire import messages as m
 from framework._worker import stdio
@@ -451,7 +451,7 @@ class ActorHost:
         for ref in refs:
             await self._runtime.waiting.wait_async(ref._entry)
         wires += [ref._entry.value for ref in refs]
-        stored = [wire[1] for wire in wires if type(wire) is list and wire[0] == values.FORM_STORED]
+        stored = [wire[1] for wire in wires if values.is_stored(wire)]
         kept: list[Any] = [*refs]
         if len(stored) > 1:
             views = await self._runtime.await_on_loop(self._runtime.store.prepare_many(stored))
@@ -461,11 +461,7 @@ class ActorHost:
         return kept
 
     async def _at_hand(self, wire: Any) -> None:
-        if (
-            type(wire) is list
-            and wire[0] == values.FORM_STORED
-            and self._runtime.store.client.held(wire[1]) is None
-        ):
+        if values.is_stored(wire) and self._runtime.store.client.held(wire[1]) is None:
             with contextlib.suppress(ObjectLostError):  # `decode_args` meets it again
                 await self._runtime.await_on_loop(self._runtime.store.prepare(wire))
 

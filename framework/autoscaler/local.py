@@ -9,7 +9,6 @@ from typing import Any
 from framework._base.cluster import ClusterFacts
 from framework._init_checks import checked_labels, wanted_resources
 from framework._node.launching import JoinedNode, end_in_order
-from framework._service.credentials import fingerprint
 from framework.autoscaler.provider import NodeType, ProvidedNode
 
 
@@ -24,15 +23,7 @@ class LocalNodeProvider:
 
     def create_node(self, node_type: NodeType) -> str:
         """Start its process; it joins by itself."""
-        facts = self._facts
-        node = JoinedNode(
-            head=facts.head,
-            token=facts.token,
-            fingerprint=fingerprint(facts.certificate) if facts.certificate is not None else None,
-            resources=_wanted(node_type),
-            host=facts.host,
-            parent_pid=os.getpid(),
-        )
+        node = JoinedNode.of(self._facts, _wanted(node_type), parent_pid=os.getpid())
         self._count += 1
         name = f"{node_type.name}-{self._count}"
         self._nodes[name] = node_type.name, node

@@ -29,7 +29,7 @@ def _array(nbytes: int) -> Any:
     return np.ones(nbytes // 8, dtype=np.float64)
 
 
-def _wait_until_free() -> None:
+def wait_until_free() -> None:
     """Until all objects are gone from the store, so that the next one finds their memory."""
     end = time.monotonic() + _FREED_WITHIN
     while store_stats()["objects"]:
@@ -44,7 +44,7 @@ def _put_warm(settings: Settings) -> Iterator[Measure]:
     # Drops take a moment: several blocks take turns, and all of them have to be warm.
     refs = [fw.put(array) for _ in range(_COLD_ARRAYS)]
     del refs
-    _wait_until_free()
+    wait_until_free()
     yield rate_measure(lambda: fw.put(array), array.nbytes / 1e9)
 
 
@@ -74,7 +74,7 @@ def _in_place(nbytes: int) -> Callable[[Settings], AbstractContextManager[Measur
             ref = fw.put(array)
             taken = time.perf_counter() - begin
             del array, ref
-            _wait_until_free()
+            wait_until_free()
             return taken
 
         timed()  # provides the memory
@@ -86,7 +86,7 @@ def _in_place(nbytes: int) -> Callable[[Settings], AbstractContextManager[Measur
 @contextmanager
 def _get_first(settings: Settings) -> Iterator[Measure]:
     fw.put(fw.empty(_GIGABYTE // 8))
-    _wait_until_free()
+    wait_until_free()
 
     def timed() -> float:
         ref = fw.put(fw.empty(_GIGABYTE // 8))
@@ -96,7 +96,7 @@ def _get_first(settings: Settings) -> Iterator[Measure]:
         if array.flags.owndata or array.nbytes != _GIGABYTE:
             raise RuntimeError("the array was copied")
         del array, ref
-        _wait_until_free()
+        wait_until_free()
         return taken
 
     yield time_measure(timed)

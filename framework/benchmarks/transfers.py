@@ -13,8 +13,8 @@ import framework as fw
 from framework.benchmarks.floors import TCP_COPY
 from framework.benchmarks.model import GB_PER_SECOND, PER_SECOND, SECONDS, Measure, Row, Settings, Workload
 from framework.benchmarks.runner import time_measure
+from framework.benchmarks.stored import wait_until_free
 from framework.cluster_utils import Cluster
-from framework.util.state import store_stats
 
 _LARGE = 256 * 1024 * 1024
 _STORE = 1024 * 1024 * 1024
@@ -22,7 +22,6 @@ _GIGABYTE = 1024**3
 _SMALL = 101 * 1024  # just too large for a message
 _MANY = 1_000
 _READERS = 8
-_FREED_WITHIN = 10.0
 
 
 def _make(nbytes: int, count: int) -> Any:
@@ -51,14 +50,6 @@ def _cluster(nodes: int, store: int, tls: bool = False) -> Iterator[list[dict[st
         cluster.shutdown()
 
 
-def _wait_until_free() -> None:
-    end = time.monotonic() + _FREED_WITHIN
-    while store_stats()["objects"]:
-        if time.monotonic() > end:
-            raise RuntimeError("objects that nobody refers to are still in the store")
-        time.sleep(0.001)
-
-
 def _pull(tls: bool) -> Callable[[Settings], AbstractContextManager[Measure]]:
     @contextmanager
     def prepare(settings: Settings) -> Iterator[Measure]:
@@ -72,7 +63,7 @@ def _pull(tls: bool) -> Callable[[Settings], AbstractContextManager[Measure]]:
                 fw.wait([ref])
                 taken = time.perf_counter() - begin
                 del ref
-                _wait_until_free()
+                wait_until_free()
                 return taken
 
             for _ in range(3):
@@ -103,7 +94,7 @@ def _pull_many(settings: Settings) -> Iterator[Measure]:
             fw.get(refs)
             taken = time.perf_counter() - begin
             del refs
-            _wait_until_free()
+            wait_until_free()
             return (count / taken,)
 
         yield measure
@@ -122,7 +113,7 @@ def _broadcast(settings: Settings) -> Iterator[Measure]:
             fw.get([read.options(**node).remote(ref) for node in nodes])
             taken = time.perf_counter() - begin
             del ref
-            _wait_until_free()
+            wait_until_free()
             return taken
 
         yield time_measure(timed)

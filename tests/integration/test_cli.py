@@ -15,6 +15,7 @@ import psutil
 import pytest
 
 import framework as fw
+from support.command_line import run_command_line
 from support.drivers import ROOT, Driver, alive, assert_clean
 from support.leaks import framework_processes, wait_until
 
@@ -31,16 +32,7 @@ class Cli:
 
     def __call__(self, *arguments: str, code: int = 0) -> str:
         """What a command prints, to either stream."""
-        done = subprocess.run(
-            [sys.executable, "-m", "framework", *arguments],
-            env=self.env,
-            capture_output=True,
-            text=True,
-            timeout=60,
-            check=False,
-        )
-        assert done.returncode == code, done
-        return done.stdout + done.stderr
+        return run_command_line(*arguments, env=self.env, code=code)
 
     def start(self, *arguments: str) -> str:
         """Start a session; its address."""

@@ -7,8 +7,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +17,7 @@ import pytest
 import framework as fw
 from framework.cluster_utils import Cluster
 from framework.exceptions import ConnectionFailedError
+from support.command_line import run_command_line
 from support.drivers import ROOT, Driver, alive, assert_clean
 from support.leaks import framework_processes, wait_until
 
@@ -355,16 +354,7 @@ def test_wrong_use(root: Path) -> None:
 
 def cli(root: Path, *arguments: str, code: int = 0, env: dict[str, str] | None = None) -> str:
     variables = {**os.environ, "PYTHONPATH": str(ROOT), "FRAMEWORK_TMPDIR": str(root), **(env or {})}
-    done = subprocess.run(
-        [sys.executable, "-m", "framework", *arguments],
-        env=variables,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
-    assert done.returncode == code, done
-    return done.stdout + done.stderr
+    return run_command_line(*arguments, env=variables, code=code)
 
 
 @pytest.mark.parametrize("tls", [False, True])

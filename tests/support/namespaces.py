@@ -12,6 +12,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from support.command_line import run_command_line
 from support.drivers import ROOT, Driver
 
 
@@ -63,16 +64,8 @@ class Machine:
 
     def cli(self, *arguments: str, code: int = 0, **variables: str) -> str:
         """What ``python -m framework`` prints here."""
-        done = subprocess.run(
-            ["ip", "netns", "exec", self.name, sys.executable, "-m", "framework", *arguments],
-            env=self.environment(**variables),
-            capture_output=True,
-            text=True,
-            timeout=60,
-            check=False,
-        )
-        assert done.returncode == code, done
-        return done.stdout + done.stderr
+        within = ("ip", "netns", "exec", self.name)
+        return run_command_line(*arguments, env=self.environment(**variables), code=code, within=within)
 
     def driver(self, source: str, **variables: str) -> Driver:
         """A program that runs here."""

@@ -141,14 +141,6 @@ class FakeSubmitter:
         for entry in task.entries:
             self._runtime.objects.fail(entry, error)
 
-    def fail_wire(self, task: TaskRecord, error: Any) -> None:
-        self._end(task)
-        for entry in task.entries:
-            if isinstance(error, BaseException):
-                self._runtime.objects.fail(entry, error)
-            else:
-                self._runtime.objects.complete(entry, error)
-
     def done(self, task: TaskRecord, values: list[Any]) -> None:
         """The task has returned these."""
         if task.again is None:

@@ -60,6 +60,11 @@ class Shared:
 
         return asyncio.run_coroutine_threadsafe(call(), self.loop).result(10)
 
+    def stop_reading(self) -> None:
+        """On the loop: as if its peer took no more answers."""
+        self.connection._serves = self.connection.full = True
+        self.connection._stop_reading()
+
     def turns(self, count: int = 3) -> None:
         """Let the loop run through, so that it has seen what had come before this."""
         for _ in range(count):
@@ -259,13 +264,8 @@ def test_closed_by_its_own_handler(shared: Shared) -> None:
 
 def test_not_while_the_connection_reads_no_requests(shared: Shared) -> None:
     connection, turn = shared.connection, Turn()
-
-    def fill() -> None:
-        connection._serves = connection.full = True
-        connection._stop_reading()
-
     assert shared.reading.take(turn)
-    shared.on_loop(fill)
+    shared.on_loop(shared.stop_reading)
     shared.reading.give_back(turn)
     assert not shared.reading.take(turn)
     shared.send(1)
@@ -279,13 +279,8 @@ def test_not_while_the_connection_reads_no_requests(shared: Shared) -> None:
 
 def test_it_reads_requests_again_while_a_thread_has_it(shared: Shared) -> None:
     connection, turn = shared.connection, Turn()
-
-    def fill() -> None:
-        connection._serves = connection.full = True
-        connection._stop_reading()
-
     assert shared.reading.take(turn)
-    shared.on_loop(fill)
+    shared.on_loop(shared.stop_reading)
     shared.on_loop(connection._drain)
     shared.send(1)
     shared.turns()
