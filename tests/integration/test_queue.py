@@ -356,8 +356,10 @@ def test_an_interrupted_script_takes_nothing(queue: Queue[Any]) -> None:
     script = threading.get_ident()
 
     def interrupt() -> None:
-        wait_until(lambda: waiting(queue) == (1, 0))
-        signal.pthread_kill(script, signal.SIGINT)
+        try:
+            wait_until(lambda: waiting(queue) == (1, 0))
+        finally:  # (else nobody would ever end the waiting)
+            signal.pthread_kill(script, signal.SIGINT)
 
     thread = threading.Thread(target=interrupt)
     thread.start()
