@@ -1,7 +1,9 @@
 # Needs make and a Python 3.11+ with pip; everything else goes into .venv.
 #   make demo    two real jobs on all cores
 #   make test    lint, types, layering, the whole suite
-# PYTHON=/path/to/python chooses the interpreter, ARGS="..." is passed on to pytest and to the benchmarks.
+#   make sim     random programs on simulated clusters (SEEDS=1000, or SEEDS=5000-9999; JOBS=2)
+# PYTHON=/path/to/python chooses the interpreter, ARGS="..." is passed on to pytest and to the benchmarks;
+# MINUTES=20 is how long `make soak` takes, SECONDS=60 how long `make fuzz` does.
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
@@ -14,6 +16,10 @@ PY     := $(BIN)/python
 PIP    := $(PY) -m pip --quiet --quiet --disable-pip-version-check
 PYTEST := $(PY) -m pytest
 ARGS   ?=
+MINUTES ?= 20
+SECONDS ?= 60
+SEEDS  ?= 1000
+JOBS   ?= 2
 
 # The stamps name what was installed; a change of pyproject.toml installs it again.
 RUN    := $(VENV)/.installed-run
@@ -21,11 +27,11 @@ TEST   := $(VENV)/.installed-test
 DEV    := $(VENV)/.installed-dev
 PEERS  := $(VENV)/.installed-bench
 
-.PHONY: help demo test lint types layering unit integration bench bench-peers dev clean
+.PHONY: help demo test sim lint types layering unit integration bench bench-peers chaos soak fuzz dev clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
-	@echo "also: lint types layering unit integration bench bench-peers dev clean"
+	@echo "also: lint types layering unit integration bench bench-peers chaos soak fuzz dev clean"
 
 # --- environment -------------------------------------------------------------------------------------------
 
@@ -88,6 +94,23 @@ bench: $(RUN)
 bench-peers: $(PEERS)
 	@$(PY) -m framework.benchmarks --peers $(ARGS)
 
+# ARGS="--duration 300 --seed 7"; docs/design/chaos.md
+chaos: $(RUN)
+	@$(PY) -m framework.chaos $(ARGS)
+
+soak: $(RUN)
+	@$(PY) -m framework.benchmarks.soak --minutes $(MINUTES) $(ARGS)
+
+# By atheris where it can be installed, else by a plain mutator.
+fuzz: $(TEST)
+	@$(PIP) install --editable '.[fuzz]' 2>/dev/null || true
+	@if $(PY) -c 'import atheris' 2>/dev/null; then \
+	  $(PY) tests/fuzz/fuzz_frames.py --atheris -max_total_time=$(SECONDS) -rss_limit_mb=2000 $(ARGS); \
+	else \
+	  echo "atheris cannot be installed here: a plain mutator does it"; \
+	  $(PY) tests/fuzz/fuzz_frames.py --seconds $(SECONDS) $(ARGS); \
+	fi
+
 # --- checks ------------------------------------------------------------------------------------------------
 
 lint: $(TEST)
@@ -104,6 +127,9 @@ unit: $(TEST)
 
 integration: $(TEST)
 	@$(PYTEST) tests/integration $(ARGS)
+
+sim: $(TEST)
+	@$(PY) -m framework._sim --seeds $(SEEDS) --jobs $(JOBS) $(ARGS)
 
 # One after the other, cheapest first, whatever -j says: the last line is pytest's summary of the whole suite.
 test: $(TEST)

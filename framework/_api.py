@@ -281,7 +281,9 @@ def kill(actor: ActorHandle[Any], *, no_restart: bool = True) -> None:
     runtime = current()
     client = actor._client_of(runtime)
     del client
-    runtime.head_call(m.ACTOR_KILL, actor._actor_id, bool(no_restart), "it was ended by kill()")
+    runtime.run_sync(
+        runtime.actors.kill_and_wait(actor._actor_id, bool(no_restart), "it was ended by kill()")
+    )
 
 
 # ---- the cluster -------------------------------------------------------------------------------------

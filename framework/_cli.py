@@ -148,13 +148,16 @@ def _start_head(wanted: dict[str, Any], options: dict[str, Any]) -> str:
     if options["tls"] is False and not is_loopback(bind):
         print("Connections between nodes are not encrypted (--no-tls).", file=sys.stderr)
     began = start_session(wanted, host=host, bind=bind, port=options["port"], tls=options["tls"])
+    token = began.token
+    if options["block"] and not sys.stdout.isatty():  # what a service manager hears, it keeps in a log
+        token = f"$(cat {began.write_token()})"
     print(
         f"A session runs at {began.session_dir}\n\n"
         f"Connect to it:   framework.init(address={began.session_dir!r})\n"
         '           or:   framework.init(address="auto"), which takes the latest\n'
         f"           or:   export FRAMEWORK_ADDRESS={began.session_dir}\n"
         f"           or:   framework.init(address={began.address!r})\n"
-        f"Join it:         FRAMEWORK_TOKEN={began.token} {PROGRAM} start --address={began.address}\n"
+        f"Join it:         FRAMEWORK_TOKEN={token} {PROGRAM} start --address={began.address}\n"
         f"Look at it:      {PROGRAM} status\n"
         f"Stop it:         {PROGRAM} stop {began.session_dir}",
         flush=True,

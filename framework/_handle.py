@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, Unpack
 
+from framework._base import limits
 from framework._base.ids import ActorID, object_id_bytes, task_id_bytes, task_scope
 from framework._base.options import MethodOptions
 from framework._methods import SPECIAL, MethodInfo, MethodTable, methods_of
@@ -163,8 +165,11 @@ class _MethodCore:
         key = (name, returns, retries, options.concurrency_group, retry, shown)
         template = client.templates.get(key)
         if template is None:
-            template = runtime.catalogue.template(shown, returns, b"", spec, _CallOptions(retries), None)
+            template = runtime.catalogue.template(shown, returns, None, spec, _CallOptions(retries), None)
             template = client.templates.setdefault(key, template)
+            while len(client.templates) > limits.METHOD_TEMPLATES_KEPT:
+                with contextlib.suppress(StopIteration, RuntimeError, KeyError):  # other threads do so, too
+                    del client.templates[next(iter(client.templates))]
         self.prepared = (runtime, template, client, retries, window_of(options.generator_window))
         return self.prepared
 

@@ -147,7 +147,7 @@ class RemoteFunction(Generic[P, Out]):
             self._function, where=f"the remote function {self._name}()"
         )
         catalogue = runtime.catalogue
-        catalogue.function(function_hash, payload, refs)
+        function = catalogue.function(function_hash, payload, refs)
         scope = task_scope(runtime.config.job)
         resources = options.resources_units()
         if strategy is None:
@@ -167,7 +167,7 @@ class RemoteFunction(Generic[P, Out]):
         if retry is not None:
             spec["retry"] = retry
         returns = number_of_returns(options.num_returns, self._function)
-        template = catalogue.template(self._name, returns, function_hash, spec, options, key)
+        template = catalogue.template(self._name, returns, function, spec, options, key)
         window = window_of(options.generator_window)
         return (runtime, template, scope, options.max_retries, window)
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import Any, Self
 
+from framework._base.secret import Secret, SecretText
+
 
 class ClusterFacts:
     """The cluster, as one of its nodes tells its processes. The token is never shown."""
@@ -27,24 +29,24 @@ class ClusterFacts:
         bind: str | None = None,
     ) -> None:
         self.cluster_id = cluster_id  #: 16 bytes, new for every cluster
-        self.token = token  #: the shared secret of all its processes
+        self.token = Secret(token)  #: the shared secret of all its processes
         self.head = head  #: address of the head: ``HOST:PORT``
         self.host = host  #: the address (no name) under which this node's processes listen and are reached
         self.node_id = node_id  #: of this node
         self.certificate = certificate  #: PEM; None: connections are not encrypted
-        self.key = key  #: its private key, PEM
+        self.key = Secret(key) if key is not None else None  #: its private key, PEM
         self.bind = bind or host  #: the address at which they really listen, where that is another
 
     def to_dict(self) -> dict[str, Any]:
         """As what JSON and msgpack can hold. Contains the secrets."""
         return {
             "cluster_id": self.cluster_id.hex(),
-            "token": self.token.hex(),
+            "token": SecretText(self.token.hex()),
             "head": self.head,
             "host": self.host,
             "node_id": self.node_id.hex(),
             "certificate": self.certificate.decode() if self.certificate is not None else None,
-            "key": self.key.decode() if self.key is not None else None,
+            "key": SecretText(self.key.decode()) if self.key is not None else None,
             "bind": self.bind,
         }
 

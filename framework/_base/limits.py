@@ -14,13 +14,15 @@ MAX_FRAME: Final = 2**31 - 1  #: the most that msgpack's Unpacker can buffer
 MAX_ARRAY_ITEMS: Final = 2_000_000
 MAX_MAP_ITEMS: Final = 100_000
 RECV_CHUNK: Final = 256 * 1024
+DECODER_BUFFER: Final = 32 * 1024  #: of a connection that has only had frames that fit
 SEND_CHUNK: Final = 1024 * 1024
 SEND_HIGH_WATER: Final = 8 * 1024 * 1024  #: bytes that a peer has not taken at which its connection is full
 SEND_LOW_WATER: Final = 2 * 1024 * 1024  #: at which it is not any more
 SEND_MAX: Final = 1024 * 1024 * 1024  #: at which the peer is cut off
 FULL_INLINE: Final = 1024  #: larger results go through the store while the caller's connection is full
 HELLO_TIMEOUT: Final = 5.0
-MAX_UNAUTHENTICATED: Final = 64
+MAX_UNAUTHENTICATED: Final = 256  #: connections of one listener whose peers have not proved themselves yet
+ACCEPT_BATCH: Final = 32  #: connections that are accepted in one turn of the loop
 ACCEPT_PAUSE: Final = 0.25  #: after a failure to accept a connection (no descriptors left)
 CONNECT_TIMEOUT: Final = 5.0
 LISTEN_BACKLOG: Final = 512
@@ -108,6 +110,9 @@ STORE_WARM_FREE_PART: Final = 16  #: and no more than this part of the memory th
 STORE_WARM_AFTER: Final = 1.0  #: not while objects are received, and not in the first second or so after that
 STORE_WARM_NICENESS: Final = 15  #: of the thread that does it
 STORE_WARM_STEP: Final = 8 * 1024 * 1024  #: provided at a time, in a thread of the node
+FUNCTIONS_KEPT: Final = 256  #: functions that came last, which workers keep though nobody may call them
+FUNCTIONS_KEPT_BYTES: Final = 32 * 1024 * 1024  #: and no more of them than that
+METHOD_TEMPLATES_KEPT: Final = 256  #: ways of calling one actor (method, options, name) that came last
 LINEAGE_BYTES: Final = 256 * 1024 * 1024  #: what an owner keeps to make lost objects again
 MAX_RECOVERIES: Final = 10  #: how often one read has a lost object made again before it gives up
 STORE_PRESSURE: Final = 1.0  #: after the node was short of memory, views are not kept for so long
@@ -161,6 +166,7 @@ EARLY_CANCELS: Final = (
     1_000  #: cancels remembered of tasks that have just been taken from the queue, or are just done
 )
 ASYNC_CONCURRENCY: Final = 1_000  #: calls at a time of an async actor, as Ray documents
+ACTORS_ENDED_KEPT: Final = 1_000  #: actors whose end a process tells again to a head that was away
 MAX_DEAD_KEPT: Final = 10_000  #: dead actors that are remembered, for whoever still asks why; oldest go first
 MAX_FREED_EARLY: Final = 10_000  #: objects that were freed before their writer had reported them
 
@@ -212,18 +218,20 @@ TEST_STORE: Final = (
 LABEL_LENGTH: Final = 63  #: characters of a label's value, and of its name behind the prefix, as Ray has it
 
 # --- clusters: the network --------------------------------------------------------------------------
-AUTHENTICATION_GRACE: Final = 1.0  #: in which a peer proves itself; slower ones give way when too many do not
+AUTHENTICATION_GRACE: Final = 0.5  #: in which a peer proves itself; slower ones give way when too many do not
 MACHINE_SILENCE: Final = 16.0  #: in which what is sent to another machine must be acknowledged by it
 REACH_TIMEOUT: Final = 20.0  #: how long another process is tried to be reached that nobody calls dead
 MAX_NEIGHBOUR_CONNECTIONS: Final = 4  #: from one node; beyond, the oldest is closed
 GONE_NODES_KEPT: Final = 1_000  #: dead nodes that nothing is to be sent to any more
 GONE_NODES_TOLD: Final = 100  #: of them, to processes that start later
+RECEIVER_GRACE: Final = 30.0  #: what was sent last over a connection that is lost may be in use there
 KEEPALIVE_IDLE: Final = 5  #: seconds of silence after which the system asks whether the other machine lives
 KEEPALIVE_EVERY: Final = 2  #: and again
 KEEPALIVE_COUNT: Final = 5  #: how often, before the connection is lost
 
 # --- placement groups ------------------------------------------------------------------------------
 PACKING_STEPS: Final = 10_000  #: of the search for a place, when the simple ways have found none
+GROUP_LEAVE: Final = 0.5  #: for leases in a group that is removed, before their processes are ended
 GROUPS_REMOVED_KEPT: Final = 1_000  #: placement groups that are gone and still shown; oldest go first
 MAX_BUNDLES: Final = 10_000  #: of one placement group
 GROUP_LOAD_PAUSE: Final = 5e-5  #: per resource of a node, between two tellings of its load for new bundles

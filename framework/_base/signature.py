@@ -31,8 +31,9 @@ class CallSignature:
         self._most: int | None = None
         self._names: tuple[str, ...] = ()
         self._positional = 0
-        self._keywords: frozenset[str] | None = None
-        self._required_keywords: frozenset[str] = frozenset()
+        # (Tuples: the bytes of a pickled set differ from process to process.)
+        self._keywords: tuple[str, ...] | None = None
+        self._required_keywords: tuple[str, ...] = ()
         self._variadic = True
         try:
             parameters = list(inspect.signature(function).parameters.values())
@@ -56,11 +57,9 @@ class CallSignature:
         self._keywords = (
             None
             if has_kwargs
-            else frozenset(
-                [p.name for p in positional if p.kind != kind.POSITIONAL_ONLY] + [p.name for p in only]
-            )
+            else tuple(p.name for p in [*positional, *only] if p.kind != kind.POSITIONAL_ONLY)
         )
-        self._required_keywords = frozenset(p.name for p in only if p.default is empty)
+        self._required_keywords = tuple(p.name for p in only if p.default is empty)
         self._variadic = False
         shown = [
             p.replace(annotation=empty, default=empty if p.default is empty else "...") for p in parameters
@@ -100,7 +99,7 @@ class CallSignature:
             for position, name in enumerate(self._names[: self._required])
             if position >= count and (position < self._positional or name not in kwargs)
         ]
-        missing += sorted(self._required_keywords - kwargs.keys())
+        missing += sorted(name for name in self._required_keywords if name not in kwargs)
         if missing:
             return f"misses the argument{'s' if len(missing) > 1 else ''} {', '.join(map(repr, missing))}"
         return None

@@ -31,6 +31,7 @@ from framework._state.actors import DEAD, ActorRecord
 from framework._state.membership import Membership
 from framework._wire import messages as m
 from framework._wire.codec import new_packer
+from framework.exceptions import LocalNodeDiedError
 
 log = logging.getLogger("framework.head")
 
@@ -117,7 +118,7 @@ class ClusterHead(HeadService):
             job, node = unpack(value)
             self._drivers[ident] = job
             self._owner_nodes[ident] = node
-        for owner in {*self._actors.owners(), *self._drivers}:
+        for owner in dict.fromkeys([*self._actors.owners(), *self._drivers]):
             assert isinstance(owner, bytes)
             self._expect(owner, limits.OWNER_BACK_AFTER_RESTART)
         self._run(commands)
@@ -161,7 +162,7 @@ class ClusterHead(HeadService):
                 storage.put("actor", actor, pack(facts))
                 if whole:
                     storage.put("actor_spec", actor, pack(self._actors.records[actor].spec))
-        for node_id in self._nodes_touched:
+        for node_id in sorted(self._nodes_touched):
             record = self.membership.record(node_id)
             if record is None:
                 storage.delete("node", node_id)
@@ -327,7 +328,8 @@ class ClusterHead(HeadService):
             old.close()
         self._nodes_touched.add(node_id)
         self.placing.node_up(node_id, connection, member.row)
-        connection.reply(rid, {})
+        gone = [other for other in info.get("known") or () if other in self.membership.fenced]
+        connection.reply(rid, {"gone": gone} if gone else {})
         connection.cast(m.NODE_VIEW, self.membership.rows())
         for job in self._jobs_over:
             connection.cast(m.JOB_END, job)
@@ -344,6 +346,9 @@ class ClusterHead(HeadService):
             self._run(self._actors.move(node_id, _drained(member.drain_reason)))
         self.groups.node_joined(node_id, info)
         log.info("node %s joined", member.short)
+        gone = [(other, reason) for other, reason in info.get("gone") or () if other != node_id]
+        self._nodes_touched.update(other for other, _ in gone if other not in self.membership.fenced)
+        self._judge(self.membership.remembered(gone))
         self._changed()
 
     def _node_load(self, connection: Connection, frame: Frame) -> None:
@@ -484,6 +489,22 @@ class ClusterHead(HeadService):
                 waiting.reply(rid, {"drained": True, "reason": member.drain_reason})
 
     # ---- actors --------------------------------------------------------------------------------------
+
+    def _actor_create(self, connection: Connection, frame: Frame) -> None:
+        self._check_place(connection)
+        super()._actor_create(connection, frame)
+
+    def _group_message(self, connection: Connection, frame: Frame) -> None:
+        if frame[0] == m.GROUP_CREATE:
+            self._check_place(connection)
+        super()._group_message(connection, frame)
+
+    def _check_place(self, connection: Connection) -> None:
+        """Who asks for something that ends with him: an owner whose node was declared dead has ended for
+        everybody, though he may still live and not know of it. Nobody would end what he makes now."""
+        node = connection.peer.get("node")
+        if node in self.membership.fenced:
+            raise LocalNodeDiedError(self.membership.fence_text(node))
 
     def _place(self, actor: bytes, spec: dict[str, Any], incarnation: int) -> None:
         if not self.placing.place(actor, spec, incarnation):

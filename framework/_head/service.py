@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from framework._base import limits
 from framework._base import resources as res
 from framework._net.connection import Connection, Frame, Handler
+from framework._service.census import answer_census
 from framework._state.actors import DEAD, ActorDirectory, ActorRecord
 from framework._wire import messages as m
 
@@ -57,6 +58,7 @@ class HeadService:
             m.NODE_LOAD: self._node_load,
             m.NODES: self._list_nodes,
             m.RESOURCES: self._resources,
+            m.CENSUS: answer_census,
             **dict.fromkeys(_OF_GROUPS, self._group_message),
         }
 

@@ -3,8 +3,9 @@
 Tables of keys and values, both bytes. Changes are collected and written in one short transaction per turn of
 the loop (`commit`), before anybody is told of them. A transaction that was committed is safe from the end of
 the process at any moment (WAL); of the machine, as far as ``synchronous=NORMAL`` goes: the file stays sound,
-the latest moments may be missing. The log is folded into the file by a thread: the loop never waits for the
-disk.
+the latest moments may be missing. The log is folded into the file by a thread: the loop does not wait for the
+disk, but for the moment in which the thread takes the last of it and begins the log anew. (Without that
+moment the log would grow for as long as there is always something to write.)
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ class Storage:
     def __init__(self, path: str | None) -> None:
         self.path = path
         self._pending: dict[tuple[str, bytes], bytes | None] = {}
-        self._written = 0  #: bytes since the log was last folded in
+        self._folded = 0  #: size of the log when it was folded in last; 0 when it has begun anew since
         self._folding: threading.Thread | None = None
         self._lock = -1
         self._failed = False
@@ -131,9 +132,7 @@ class Storage:
             return
         self._failed = False
         self._pending = {}
-        self._written += sum(len(value or b"") + 100 for value in pending.values())
-        if self._written >= limits.HEAD_LOG_BYTES:
-            self._fold()
+        self._look_at_log()
 
     def _write(self, pending: dict[tuple[str, bytes], bytes | None]) -> None:
         db = self._db
@@ -155,10 +154,22 @@ class Storage:
 
     # ---- the log -------------------------------------------------------------------------------------
 
-    def _fold(self) -> None:
-        if self.path is None or (self._folding is not None and self._folding.is_alive()):
+    def _look_at_log(self) -> None:
+        if self.path is None:
             return
-        self._written = 0
+        try:
+            size = os.stat(f"{self.path}-wal").st_size  # (whole pages: a multiple of what was put)
+        except OSError:
+            return
+        if size < self._folded:
+            self._folded = 0
+        if size - self._folded >= limits.HEAD_LOG_BYTES:
+            self._fold(size)
+
+    def _fold(self, size: int) -> None:
+        if self._folding is not None and self._folding.is_alive():
+            return
+        self._folded = size
         self._folding = threading.Thread(target=self._checkpoint, name="head storage", daemon=True)
         self._folding.start()
 
@@ -167,7 +178,8 @@ class Storage:
         try:
             db = sqlite3.connect(self.path, isolation_level=None, timeout=5.0)
             try:
-                db.execute("PRAGMA wal_checkpoint(PASSIVE)")
+                db.execute("PRAGMA wal_checkpoint(PASSIVE)")  # nearly all of it, while more is written
+                db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
             finally:
                 db.close()
         except sqlite3.Error as error:

@@ -272,6 +272,7 @@ class Connection:
 
     def _handler_failed(self, opcode: int, frame: Frame, error: Exception) -> None:
         message = m.CATALOGUE[opcode]
+        m.blame(frame)
         if message.is_call:
             if not isinstance(error, FrameworkError | ValueError):
                 log.exception("%s: call %s failed", self.name, message.name)
@@ -523,7 +524,13 @@ class Connection:
             with contextlib.suppress(OSError):
                 self.flush()
         self.closed = True
-        self.error = error
+        if error is not None:
+            # Its traceback leads to frames that know this connection: a circle, which would keep the buffers
+            # of all connections that were lost until the next garbage collection.
+            self.error = error.with_traceback(None)
+            if error.__cause__ is not None:
+                error.__cause__ = error.__cause__.with_traceback(None)
+            error.__context__ = None
         if self._fd >= 0:
             self._unwatch()
             self._loop.remove_writer(self._fd)

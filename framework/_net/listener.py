@@ -56,7 +56,7 @@ class Acceptor:
         raise NotImplementedError
 
     def _accept(self) -> None:
-        for _ in range(limits.MAX_UNAUTHENTICATED):
+        for _ in range(limits.ACCEPT_BATCH):
             if self._is_full():
                 self._pause(None)
                 return
@@ -116,7 +116,7 @@ class Greeter:
         self._ident = ident
         self._name = name
         self._waiting: dict[Connection, asyncio.TimerHandle] = {}
-        self.connections: set[Connection] = set()
+        self.connections: dict[Connection, None] = {}
 
     def _greet(self, sock: StreamSocket) -> Connection:
         """A new peer, which has not said HELLO."""
@@ -130,7 +130,7 @@ class Greeter:
             trusted=False,
             serves=True,
         )
-        self.connections.add(connection)
+        self.connections[connection] = None
         self._waiting[connection] = self._loop.call_later(limits.HELLO_TIMEOUT, self._too_slow, connection)
         return connection
 
@@ -151,7 +151,7 @@ class Greeter:
         if version != limits.PROTOCOL_VERSION:
             raise ProtocolError(f"protocol version {version}, this is {limits.PROTOCOL_VERSION}")
         connection.kind, connection.ident = kind, ident
-        connection.peer = {"pid": pid, "address": address, **info}
+        connection.peer = {**info, "pid": pid, "address": address}
         connection.name = f"{kind} {ident.hex()[:8]} (pid {pid})"
         connection.greeted = True
         try:
@@ -164,7 +164,7 @@ class Greeter:
         connection.cast(m.WELCOME, limits.PROTOCOL_VERSION, self._ident, facts or {})
 
     def _closed(self, connection: Connection) -> None:
-        self.connections.discard(connection)
+        self.connections.pop(connection, None)
         if not self._no_longer_waits(connection) and connection.greeted:
             self._on_close(connection)
 
@@ -246,12 +246,14 @@ def hello(
 
 def connect_unix(path: str) -> socket.socket:
     """A connected non-blocking socket. Connecting to a Unix socket does not wait for the other side;
-    `OSError` when nobody listens (or its backlog is full)."""
+    `OSError` when nobody listens (or its backlog is full), `PermissionError` when that is another user."""
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         sock.setblocking(False)
         with short_path(path) as address:
             sock.connect(address)
+        if peer_uid(sock) not in (None, os.getuid()):
+            raise PermissionError(f"another user listens at {path}")
     except BaseException:
         sock.close()
         raise

@@ -42,14 +42,14 @@ def unanswered(sock: StreamSocket) -> float:
 
 def watch(loop: asyncio.AbstractEventLoop, connection: Connection, sock: StreamSocket) -> None:
     """Close the connection when the other machine does not answer for `limits.MACHINE_SILENCE`."""
+    loop.call_later(limits.MACHINE_SILENCE / 4, _look, loop, connection, sock)
 
-    def look() -> None:
-        if connection.closed:
-            return
-        if unanswered(sock) >= limits.MACHINE_SILENCE:
-            seconds = f"{limits.MACHINE_SILENCE:g}"
-            connection.close(ConnectionFailedError(f"its machine has not answered for {seconds} s"))
-        else:
-            loop.call_later(limits.MACHINE_SILENCE / 4, look)
 
-    loop.call_later(limits.MACHINE_SILENCE / 4, look)
+def _look(loop: asyncio.AbstractEventLoop, connection: Connection, sock: StreamSocket) -> None:
+    if connection.closed:
+        return
+    if unanswered(sock) >= limits.MACHINE_SILENCE:
+        seconds = f"{limits.MACHINE_SILENCE:g}"
+        connection.close(ConnectionFailedError(f"its machine has not answered for {seconds} s"))
+    else:
+        watch(loop, connection, sock)

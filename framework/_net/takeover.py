@@ -42,7 +42,7 @@ class Readers:
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._epoll = select.epoll()
         self._readings: dict[int, Reading] = {}
-        self._paused: set[Reading] = set()
+        self._paused: dict[Reading, None] = {}
         self._late: set[Turn] = set()  #: had something to read when they were looked at last
         self._loop = loop
         loop.add_reader(self._epoll.fileno(), self._on_ready)
@@ -61,10 +61,10 @@ class Readers:
         reading = self._readings.pop(fd, None)
         if reading is not None:
             self._epoll.unregister(fd)
-            self._paused.discard(reading)
+            self._paused.pop(reading, None)
 
     def pause(self, fd: int, reading: Reading) -> None:
-        self._paused.add(reading)
+        self._paused[reading] = None
         try:
             # (A hang-up is reported whatever one asks for; with this, only once.)
             self._epoll.modify(fd, select.EPOLLONESHOT)
@@ -72,7 +72,7 @@ class Readers:
             pass  # removed, or the loop has ended
 
     def resume(self, fd: int, reading: Reading) -> None:
-        self._paused.discard(reading)
+        self._paused.pop(reading, None)
         try:
             self._epoll.modify(fd, select.EPOLLIN)
         except (OSError, ValueError):
@@ -107,6 +107,10 @@ class Turn:
 
 
 _LOOPS = Turn(busy=True)
+
+
+def _nothing() -> None:
+    """There is nothing to be read any more."""
 
 
 class Reading:
@@ -193,6 +197,7 @@ class Reading:
         with self._lock:
             self._closed = True
             free = self._turn is None
+        self._on_readable = _nothing  # the connection: it has this, and they would keep each other
         if free:
             self._sock.close()
         else:

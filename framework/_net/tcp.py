@@ -234,17 +234,21 @@ def open_connection(
     on_batch: Callable[[], None] | None = None,
     name: str = "peer",
     fingerprint: bytes | None = None,
+    delay: float = 0.0,
 ) -> Connection:
     """A connection that may be sent to at once (HELLO first); what is sent waits until the other side has
     been reached. When that does not work, it is closed: `connection.error` says why.
 
     That is at once when the other machine says that nobody listens there, or when the other side is not of
     this cluster. No answer, or one that breaks off, says little: that machine may just be busy. Then it is
-    tried again, for `limits.REACH_TIMEOUT`; whoever hears meanwhile that it is dead closes the connection."""
+    tried again, for `limits.REACH_TIMEOUT`; whoever hears meanwhile that it is dead closes the connection.
+    The first attempt is made after `delay` seconds."""
     connection = Connection(loop, None, handlers, on_close=on_close, on_batch=on_batch, name=name)
 
     async def reach() -> None:
         problem: Exception
+        if delay:
+            await asyncio.sleep(delay)
         over, pause = loop.time() + limits.REACH_TIMEOUT, limits.CONNECT_AGAIN
         while True:
             try:

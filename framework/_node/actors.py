@@ -72,6 +72,8 @@ class NodeActors:
         )
         if error is not None:
             process.actor = None
+            if self.specs.get(actor, (None, -1))[1] == process.incarnation:
+                del self.specs[actor]
             self._node.processes.end(process.worker_id, "its actor could not be constructed", intended=True)
 
     def failed(self, actor: bytes, text: str) -> None:
@@ -113,11 +115,14 @@ class NodeActors:
                 process = node.processes.by_id.get(worker.worker_id)
                 if process is None or 0 <= incarnation != process.incarnation:
                     continue
+                wanted = None  # it is forgotten with its process
                 if force:
                     node.processes.end(worker.worker_id, reason, intended=False)
                 else:
                     process.reason = reason
                     worker.peer.cast(m.EXIT, True, reason)
+        if wanted is not None and incarnation == wanted[1]:
+            self.specs.pop(actor, None)  # it had no process yet
 
     def class_name(self, actor: bytes | None) -> str:
         """Of an actor of this node."""

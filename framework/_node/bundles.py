@@ -58,16 +58,28 @@ class NodeBundles:
         commands = []
         for user in node.state.bundles.give_back(group, attempt):
             allocation = cast(Allocation, user)
-            worker = allocation.worker
-            process = node.processes.by_id.get(worker.worker_id) if worker is not None else None
-            if worker is None:
+            if allocation.worker is None:
                 commands += node.state.revoke(allocation, text)
-            elif process is not None:
-                if removed:
-                    process.kind = process.kind or "group"
-                node.processes.end(worker.worker_id, text, intended=removed)
+            elif allocation.actor is not None:
+                self._end(allocation, text, removed)
+            else:
+                # It may be idle and be given back at once: then its process lives on, with all that others
+                # have from it of tasks outside of this group.
+                allocation.owner.cast(m.LEASE_RECALL, allocation.number)
+                self._loop.call_later(limits.GROUP_LEAVE, self._end, allocation, text, removed)
         node.run([*commands, *node.state.schedule()])
         self._tell_load()  # others may wait for what is free now
+
+    def _end(self, allocation: Allocation, text: str, removed: bool) -> None:
+        """The process of a lease or an actor in a bundle that was taken back, if it is still there."""
+        worker = allocation.worker
+        if worker is None or worker.allocation is not allocation:
+            return
+        process = self._node.processes.by_id.get(worker.worker_id)
+        if process is not None:
+            if removed:
+                process.kind = process.kind or "group"
+            self._node.processes.end(worker.worker_id, text, intended=removed)
 
     def _tell_load(self) -> None:
         """Have the head know soon, but not with every one of many bundles: what is told has all of them."""

@@ -135,6 +135,7 @@ class ClusterSide:
     def _info(self) -> dict[str, Any]:
         return {
             **self._node.join_info(),
+            "gone": self.neighbours.recently_dead(),
             "host": self._facts.host,
             "port": self.neighbours.port,
             "data_port": self._data_port,

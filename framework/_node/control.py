@@ -37,6 +37,7 @@ from framework._service.credentials import (
     token_from_environment,
     token_text,
 )
+from framework._service.private import write_whole
 from framework._wire import messages as m
 from framework._wire.codec import DECODE_ERRORS, Decoder, new_packer
 from framework.exceptions import ConnectionFailedError, FrameworkError
@@ -50,6 +51,12 @@ class StartedSession:
         self.address = facts.head  #: HOST:PORT of the head
         self.token = token_text(facts.token, facts.certificate)  #: what those need who join
         self.encrypted = facts.certificate is not None
+
+    def write_token(self) -> str:
+        """Write the token into a file in the session directory that only this user may read; its path."""
+        path = os.path.join(self.session_dir, "token")
+        write_whole(path, self.token)
+        return path
 
 
 def start_session(

@@ -100,7 +100,8 @@ class Forwarding:
             m.FORWARD_WISH: self._wished,
         }
         neighbours.handlers |= {opcode: self._hearing(handler) for opcode, handler in handlers.items()}
-        neighbours.on_lost.append(self._connection_lost)
+        neighbours.on_lost.append(lambda connection: self._resume_soon(connection.ident))
+        neighbours.on_missed.append(self._resume_soon)
         neighbours.on_gone.append(self._node_gone)
 
     def rows(self, rows: list[dict[str, Any]]) -> None:
@@ -143,6 +144,7 @@ class Forwarding:
         """An owner wants the end of a worker elsewhere that it has leased."""
         away = self._node.state.away.of_worker(worker_id, owner)
         if away is not None:
+            away.ending = reason
             self._tell(away.node_id, m.FORWARD_KILL, away.lease_id, reason)
 
     def _tell(self, node_id: bytes, *frame: Any) -> None:
@@ -206,7 +208,7 @@ class Forwarding:
     def _recalled(self, connection: Connection, frame: Frame) -> None:
         table = self._node.state.away
         if not frame[1]:
-            for owner in {away.owner for away in table.at(connection.ident)}:
+            for owner in dict.fromkeys(away.owner for away in table.at(connection.ident)):
                 owner.cast(m.LEASE_PRESSURE)
         for number in frame[1]:
             away = table.by_id.get(number)
@@ -214,9 +216,6 @@ class Forwarding:
                 away.owner.cast(m.LEASE_RECALL, number)
 
     # ---- lost connections, lost nodes ----------------------------------------------------------------
-
-    def _connection_lost(self, connection: Connection) -> None:
-        self._resume_soon(connection.ident)
 
     def _resume_soon(self, node_id: bytes) -> None:
         if node_id not in self._resuming and self._neighbours.dead(node_id) is None:
@@ -244,6 +243,8 @@ class Forwarding:
         for away in held:
             if not away.granted:
                 connection.cast(*_request([away.lease_id], away.demand))
+            elif away.ending:
+                connection.cast(m.FORWARD_KILL, away.lease_id, away.ending)
         connection.cast(m.FORWARD_HELD, [away.lease_id for away in held])
 
     def _hearing(self, handler: Handler) -> Handler:

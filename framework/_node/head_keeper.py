@@ -117,5 +117,7 @@ class HeadKeeper:
             return
         if self._child is not None:
             self._child.wait(limits.EXIT_GRACE)
+        if said and self._starts:
+            self._starts.pop()  # what it says is in its way (a full disk, say) may pass: that was no death
         log.error("the head did not start: %s", said[1:].decode(errors="replace") or "see logs/head.err")
         self._loop.call_later(limits.HEAD_RESTART_PAUSE, self._again)

@@ -98,6 +98,7 @@ class HeadLink:
         self._load: list[Any] | None = None  #: the latest NODE_LOAD
         self._last_words: deque[tuple[float, list[object]]] = deque(maxlen=limits.LAST_WORDS_KEPT)
         self._known: dict[bytes, dict[str, Any]] = {}  #: rows of the living
+        self._answer: asyncio.Future[Any] | None = None  #: of the head, to the last NODE_JOIN
         self._tasks = TaskGroupOfService(loop, "head link")
         self._timer: asyncio.TimerHandle | None = None
 
@@ -143,7 +144,10 @@ class HeadLink:
             self._tell_load()
             return
         if opcode in _LAST_WORDS or (opcode == m.ACTOR_PLACED and frame[-1] is not None):
-            self._last_words.append((self._loop.time(), list(frame)))
+            now, words = self._loop.time(), self._last_words
+            while words and words[0][0] <= now - limits.LAST_WORDS_AGE:
+                words.popleft()
+            words.append((now, list(frame)))
         if self._joined and self._connection is not None:
             self._connection.cast(*frame)
 
@@ -206,7 +210,9 @@ class HeadLink:
             if self._load is None:
                 available = info.get("available") or info["total"]
                 self._load = [m.NODE_LOAD, available, [], None, 0, 0]
-            await connection.call(m.NODE_JOIN, {**info, "last_words": words})
+            known = list(self._known)
+            self._answer = connection.call(m.NODE_JOIN, {**info, "last_words": words, "known": known})
+            await self._answer
 
     async def _open(self) -> StreamSocket:
         with contextlib.suppress(OSError):  # on the head's own node
@@ -258,10 +264,27 @@ class HeadLink:
         missed = [node_id for node_id in self._known if node_id not in there]
         self._known = {}
         self._on_rows(merge(self._known, rows))
-        for node_id in missed:
-            self._on_gone(node_id, "it died while this node had no connection to the head")
+        answer = self._answer.result() if self._answer is not None and self._answer.done() else {}
+        dead = set(answer.get("gone") or ())
+        self._missed([node_id for node_id in missed if node_id in dead])
+        # The head does not know of the others, for now: it was started anew, and its disk had not taken that
+        # they had joined. They come back, or have died too.
+        rest = [node_id for node_id in missed if node_id not in dead]
+        if rest:
+            self._loop.call_later(limits.NODE_BACK_AFTER_RESTART + limits.HEARTBEAT, self._late, rest)
         self._tell_load()
         self._on_joined({"rows": rows})
+
+    def _late(self, nodes: list[bytes]) -> None:
+        if not self._joined and not self._ended:  # the head is away again
+            self._loop.call_later(limits.NODE_BACK_AFTER_RESTART, self._late, nodes)
+            return
+        self._missed(nodes)
+
+    def _missed(self, nodes: list[bytes]) -> None:
+        for node_id in nodes:
+            if node_id not in self._known and not self._ended:
+                self._on_gone(node_id, "it died while this node had no connection to the head")
 
     def _gone(self, connection: Connection, frame: Frame) -> None:
         _, node_id, reason = frame

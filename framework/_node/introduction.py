@@ -9,6 +9,7 @@ from typing import Any
 from framework._base import limits
 from framework._base.cluster import ClusterFacts
 from framework._base.ids import WORKER_ID_SIZE
+from framework._base.secret import Secret, hidden
 from framework._net.address import host_port
 from framework._net.connection import Connection
 from framework._net.listener import hello
@@ -56,7 +57,7 @@ async def introduce(
         raise ConnectionFailedError(f"the head of the cluster at {head} does not answer: {error}") from None
     finally:
         connection.close()
-    return completed(facts, answer, ours)
+    return completed(facts, hidden(answer), ours)
 
 
 def facts_for_joining(loop: asyncio.AbstractEventLoop, config: dict[str, Any]) -> ClusterFacts:
@@ -69,7 +70,7 @@ def facts_for_joining(loop: asyncio.AbstractEventLoop, config: dict[str, Any]) -
         introduce(
             loop,
             secrets["head"],
-            bytes.fromhex(secrets["token"]),
+            Secret(bytes.fromhex(secrets["token"])),
             secrets["fingerprint"],
             bytes.fromhex(config["node_id"]),
         )

@@ -16,6 +16,7 @@ from typing import Any, Self
 
 from framework._base import limits
 from framework._base.cluster import ClusterFacts
+from framework._base.secret import hidden
 from framework._node.local import StartedNode
 from framework._node.session import create_session, head_pid, is_of_session, open_private, sweep_session
 from framework._service.credentials import (
@@ -178,7 +179,7 @@ class JoinedNode(StartedNode):
         parent_pid: int | None = None,
         keeps_head: str | None = None,
     ) -> None:
-        self._secrets = {"head": head, "token": token.hex(), "fingerprint": fingerprint}
+        self._secrets = hidden({"head": head, "token": token.hex(), "fingerprint": fingerprint})
         self._ready, theirs = socket.socketpair()
         config: dict[str, Any] = {
             "resources": resources,

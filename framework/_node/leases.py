@@ -20,6 +20,7 @@ class NodeLeases:
         self._node = node
         self.handlers: dict[int, Handler] = {
             m.LEASE_KEY: self._key,
+            m.LEASE_FORGET: self._forget,
             m.LEASE_DEMAND: self._demand,
             m.LEASE_RETURN: self._return,
             m.BLOCKED: self._blocked,
@@ -35,6 +36,9 @@ class NodeLeases:
         self._node.state.describe_key(
             connection, key, units, env_key(env), job, strategy, retriable, priority, near
         )
+
+    def _forget(self, connection: Connection, frame: Frame) -> None:
+        self._node.run(self._node.state.forget_keys(connection, frame[1]))
 
     def _demand(self, connection: Connection, frame: Frame) -> None:
         self._node.run(self._node.state.demand(connection, frame[1], frame[2], frame[3]))

@@ -6,6 +6,10 @@ row; what is sent meanwhile waits in it. Either side may open one, and both dire
 both do so at the same time, both connections live, and each side goes on with its own: a service answers on
 the connection on which it was asked.
 
+A connection may break without both sides noticing at the same time: what one of them has said into it later
+is lost, and only that one is told. So whoever loses a connection to a node that lives says so to that node
+(`NEIGHBOUR_MISSED`), which then compares what it knows, as if it had lost a connection itself.
+
 ``connection.ident`` is the other node's id, ``connection.kind`` "node", ``connection.state`` a dict for
 whatever the services want to remember of this connection (use keys of your own).
 """
@@ -34,7 +38,8 @@ class Neighbours:
 
     `handlers` (opcode -> ``(connection, frame)``): the services add theirs before `listen`. `on_lost`: called
     with each connection to a node that has ended, whether the node lives or not; `on_gone`: called with
-    (node_id, reason) once for each node that is dead, after its connections have been closed.
+    (node_id, reason) once for each node that is dead, after its connections have been closed; `on_missed`:
+    called with the id of a node that has lost a connection to this one, and with it what it had said last.
     """
 
     def __init__(
@@ -48,13 +53,15 @@ class Neighbours:
         self._facts = facts
         self._node_id = facts.node_id
         self._on_batch = on_batch
-        self.handlers: dict[int, Handler] = {m.WELCOME: self._welcome}
+        self.handlers: dict[int, Handler] = {m.WELCOME: self._welcome, m.NEIGHBOUR_MISSED: self._has_missed}
         self.on_lost: list[Callable[[Connection], None]] = []
         self.on_gone: list[Callable[[bytes, str], None]] = []
+        self.on_missed: list[Callable[[bytes], None]] = []
         self.rows: dict[bytes, Row] = {}  #: of all nodes that are alive, this one too, as last heard
         self._dead: dict[bytes, str] = {}  #: and why; those that came last
         self._open: dict[bytes, list[Connection]] = {}  #: by node, the one to use first
         self._failed_at: dict[bytes, float] = {}
+        self._to_tell: dict[bytes, asyncio.TimerHandle] = {}  #: nodes that may have missed something
         self._listener: Any = None  # PeerListener
         self._closing = False
 
@@ -88,6 +95,8 @@ class Neighbours:
     def close(self) -> None:
         """End everything. `on_lost` is not called any more."""
         self._closing = True
+        for timer in self._to_tell.values():
+            timer.cancel()
         if self._listener is not None:
             self._listener.close()
         for connections in list(self._open.values()):
@@ -212,3 +221,22 @@ class Neighbours:
                 self._failed_at[node_id] = self._loop.time()
         for told in self.on_lost:
             told(connection)
+        self._tell_soon(node_id)
+
+    # ---- what may not have arrived -------------------------------------------------------------------
+
+    def _tell_soon(self, node_id: bytes) -> None:
+        if node_id in self.rows and node_id not in self._to_tell:
+            self._to_tell[node_id] = self._loop.call_later(limits.FORWARD_AGAIN, self._tell, node_id)
+
+    def _tell(self, node_id: bytes) -> None:
+        del self._to_tell[node_id]
+        connection = self.connection(node_id)
+        if connection is None:
+            self._tell_soon(node_id)  # (unless it is dead by now)
+        else:
+            connection.cast(m.NEIGHBOUR_MISSED)
+
+    def _has_missed(self, connection: Connection, frame: Frame) -> None:
+        for told in self.on_missed:
+            told(connection.ident)

@@ -95,7 +95,8 @@ class ObjectsAcross:
             m.OWNER_WATCH: self._watch,
             m.OWNER_ENDED: self._owner_ended,
         }
-        neighbours.on_lost.append(self._connection_lost)
+        neighbours.on_lost.append(lambda connection: self._compare_soon(connection.ident))
+        neighbours.on_missed.append(self._compare_soon)
         neighbours.on_gone.append(self._node_gone)
         store.across = self
 
@@ -136,19 +137,24 @@ class ObjectsAcross:
         self._store.run(state.owners_gone(lambda o: isinstance(o, tuple) and o[0] == beginning))
         self.transfers.node_gone(node)
 
-    def _connection_lost(self, connection: Connection) -> None:
-        node = connection.ident
-        if any(owner[0] == node[:_BEGINNING] for owner in self._watched):
-            self._loop.call_later(limits.PULL_RETRY, self._watch_again, node)
+    def _compare_soon(self, node: bytes) -> None:
+        """Something that this node or that one has said may not have arrived."""
+        if any(owner[0] == node[:_BEGINNING] for owner in self._watched) or (
+            node in self.transfers.roots.values()
+        ):
+            self._loop.call_later(limits.PULL_RETRY, self._compare, node)
 
-    def _watch_again(self, node: bytes) -> None:
+    def _compare(self, node: bytes) -> None:
         if self._closed or node not in self._neighbours.rows:
             return
         connection = self._neighbours.connection(node)
         if connection is None:
-            self._loop.call_later(limits.PULL_RETRY, self._watch_again, node)
+            self._loop.call_later(limits.PULL_RETRY, self._compare, node)
             return
-        for beginning, ident in self._watched:
+        for object_id, root in self.transfers.roots.items():
+            if root == node:
+                connection.cast(m.OBJECT_COPIED, object_id, True)
+        for beginning, ident in sorted(self._watched):
             if beginning == node[:_BEGINNING]:
                 connection.cast(m.OWNER_WATCH, ident)
 
@@ -215,7 +221,7 @@ class ObjectsAcross:
         for object_id, pull in list(self.transfers.state.pulls.items()):
             for waiter in [waiter for waiter in pull.waiters if waiter[1] is connection]:  # type: ignore[index]
                 self.transfers.run(self.transfers.state.unwant(waiter, object_id))
-        for node in self._watchers.pop(connection.ident, ()):
+        for node in sorted(self._watchers.pop(connection.ident, ())):
             neighbour = self._neighbours.connection(node)
             if neighbour is not None:
                 neighbour.cast(m.OWNER_ENDED, connection.ident)

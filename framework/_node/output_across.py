@@ -83,6 +83,10 @@ class OutputAcross:
     async def _ask(self, job: bytes) -> None:
         try:
             self._where[job] = await self._head.call(m.JOB_NODE, job)
+            if self._where[job] is None:  # it is over already: nobody will say so again
+                unwanted = [other for other, where in self._where.items() if where is None]
+                for other in unwanted[: -limits.JOBS_OVER_KEPT]:
+                    del self._where[other]
         except Exception:  # the head is away: asked again with the next lines
             await asyncio.sleep(limits.LOG_POLL)
         waiting = self._waiting.pop(job, [])

@@ -180,7 +180,7 @@ class NodeProcess:
             if connection.kind:
                 raise ProtocolError("HELLO twice")
             _, _, connection.kind, connection.ident, pid, address, info = frame
-            connection.peer = {"pid": pid, "address": address, **info}
+            connection.peer = {**info, "pid": pid, "address": address}
             connection.name = f"{connection.kind} {connection.ident.hex()[:8]} (pid {pid})"
             facts = service.peer_joined(connection) or {}
             connection.cast(m.WELCOME, limits.PROTOCOL_VERSION, self.node.node_id, facts)

@@ -37,6 +37,7 @@ class WorkerProcess:
         "kind",
         "pid",
         "reason",
+        "status",
         "worker_id",
     )
 
@@ -51,6 +52,7 @@ class WorkerProcess:
         self.kind = ""  #: "memory" when that was for want of memory
         self.busy_since = 0.0
         self.intended = False
+        self.status: int | None = None  #: as `os.waitpid` has it, once it has ended
 
 
 class Processes:
@@ -115,7 +117,7 @@ class Processes:
     def end(self, worker_id: bytes, reason: str, *, intended: bool) -> None:
         """Kill it. `intended`: nobody needs to wonder why."""
         process = self.by_id.get(worker_id)
-        if process is None:
+        if process is None or process.status is not None:
             return
         # (It may have registered before its zygote has told of it.)
         pid = process.pid or (process.connection.peer["pid"] if process.connection is not None else 0)
@@ -123,6 +125,7 @@ class Processes:
             return
         process.reason = process.reason or reason
         process.intended = process.intended or intended
+        self._node.state.worker_ending(worker_id)
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
 
@@ -132,7 +135,9 @@ class Processes:
         process = self.by_id.get(worker_id)
         if process is not None:
             process.connection = None
-            if process.pid:
+            if process.status is not None:
+                self._ended(process, process.status)
+            elif process.pid:
                 self._loop.call_later(limits.EXIT_GRACE, self._make_sure, process)
 
     def _make_sure(self, process: WorkerProcess) -> None:
@@ -143,7 +148,23 @@ class Processes:
         process = self._by_pid.pop(pid, None)
         if process is None:
             return
-        node = self._node
+        if process.connection is None:
+            self._ended(process, status)
+            return
+        # What it said last (that it was about to leave, and why) may not have been read yet: its end counts
+        # when that of its connection is seen, which is there already, or when a process that it has left
+        # behind keeps that open.
+        process.status = status
+        self._loop.call_later(limits.EXIT_GRACE, self._cut_off, process.connection)
+
+    @staticmethod
+    def _cut_off(connection: Connection) -> None:
+        if not connection.closed:
+            connection.close()
+
+    def _ended(self, process: WorkerProcess, status: int) -> None:
+        """It is gone, and nothing more will be heard of it."""
+        node, pid = self._node, process.pid
         worker_id = process.worker_id
         self.by_id.pop(worker_id, None)
         self.zygotes.released(process.env)
@@ -195,6 +216,8 @@ class Processes:
         log.error("the zygote process %d died; its workers die with it", zygote.pid)
         for process in list(self.by_id.values()):
             if load_time_part(process.env) == zygote.env:
+                if process.status is not None:
+                    continue  # its end was told before
                 if process.pid:
                     with contextlib.suppress(ProcessLookupError):
                         os.kill(process.pid, signal.SIGKILL)
@@ -215,7 +238,7 @@ class Processes:
     def stop(self) -> None:
         """Tell every worker and zygote to end, at once."""
         for process in self.by_id.values():
-            if process.pid:
+            if process.pid and process.status is None:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(process.pid, signal.SIGKILL)
         self.zygotes.stop()
@@ -229,6 +252,8 @@ class Processes:
         for worker in state.workers.values():
             process = self.by_id.get(worker.worker_id)
             if worker.state == IDLE or worker.allocation is None or process is None or process.reason:
+                continue
+            if process.status is not None:
                 continue
             what = "task"
             if worker.state == ACTOR:

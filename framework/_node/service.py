@@ -19,6 +19,7 @@ from framework._node.leases import NodeLeases
 from framework._node.memory_monitor import MemoryMonitor
 from framework._node.output_service import OutputService
 from framework._node.processes import Processes
+from framework._service.census import answer_census
 from framework._state.node import IDLE, RETIRED, Allocation, NodeState, Worker
 from framework._state.waiting import pending
 from framework._wire import messages as m
@@ -91,6 +92,7 @@ class NodeService:
             m.LEAVING: self._leaving,
             m.NODE_STOP: self._node_stop,
             m.PROCESSES: self.list_processes,
+            m.CENSUS: answer_census,
         }
         self.head_handlers: dict[int, Handler] = {
             **self.actors.head_handlers,
@@ -161,7 +163,7 @@ class NodeService:
         which may be at once."""
         self.stopping = True
         waiting = self.actors.with_hooks()
-        for worker_id in waiting:
+        for worker_id in sorted(waiting):
             self.state.workers[worker_id].peer.cast(m.EXIT, True, reason)
         if waiting:
             self.processes.say_goodbye(waiting, done)

@@ -73,6 +73,9 @@ def create_session(unique: str) -> str:
     return path
 
 
+#: what a node keeps in the directory of its session
+_OF_NODE = ("node.pid", "node.pid.new", "cluster.json", "join.json", "token")
+
 #: what the head of a cluster keeps in the directory of its node's session
 _OF_HEAD = (
     "head.pid",
@@ -95,7 +98,7 @@ def sweep_session(path: str) -> None:
         for entry in _entries(sockets)
         if not entry.is_dir(follow_symlinks=False) and not (head_runs and entry.name == "head")
     )
-    _remove(os.path.join(path, name) for name in ("node.pid", "node.pid.new", "cluster.json", "join.json"))
+    _remove(os.path.join(path, name) for name in _OF_NODE)
     if not head_runs:
         _remove(os.path.join(path, name) for name in _OF_HEAD)
     _remove(entry.path for entry in _entries(logs) if _is_empty(entry))
@@ -110,6 +113,7 @@ def sweep_head(path: str) -> None:
     sockets, logs = os.path.join(path, "sockets"), os.path.join(path, "logs")
     _remove([os.path.join(sockets, "head"), *(os.path.join(path, name) for name in _OF_HEAD)])
     if node_pid(path) is None:
+        _remove(os.path.join(path, name) for name in _OF_NODE)
         _remove(entry.path for entry in _entries(logs) if _is_empty(entry))
     for directory in (sockets, logs, path):
         with contextlib.suppress(OSError):
@@ -122,6 +126,13 @@ def _entries(path: str) -> list[os.DirEntry[str]]:
             return list(entries)
     except OSError:
         return []
+
+
+def _is_own(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.stat(follow_symlinks=False).st_uid == os.getuid()
+    except OSError:
+        return False
 
 
 def _is_empty(entry: os.DirEntry[str]) -> bool:
@@ -222,7 +233,7 @@ def session_dirs() -> list[str]:
     return [
         entry.path
         for entry in _entries(sessions_root())
-        if entry.name.startswith("session-") and entry.is_dir(follow_symlinks=False)
+        if entry.name.startswith("session-") and entry.is_dir(follow_symlinks=False) and _is_own(entry)
     ]
 
 

@@ -122,11 +122,22 @@ class StoreService:
         while True:
             try:
                 peer, _ = self._listener.accept()
-            except (BlockingIOError, InterruptedError):
+            except (BlockingIOError, InterruptedError, ConnectionAbortedError):
+                return
+            except OSError as error:
+                # Out of descriptors, most likely, and the peer is still there: without a pause this would be
+                # a busy loop.
+                log.error("nobody can be given the arena for now: %s", error)
+                self._loop.remove_reader(self._listener.fileno())
+                self._loop.call_later(limits.ACCEPT_PAUSE, self._hand_over_again)
                 return
             with peer, contextlib.suppress(OSError):
                 if peer_uid(peer) in (None, os.getuid()):
                     send_arena(peer, self._fd, self.state.allocator.capacity)
+
+    def _hand_over_again(self) -> None:
+        if not self._closed:
+            self._loop.add_reader(self._listener.fileno(), self._hand_over)
 
     def arena(self) -> Arena:
         """The arena, mapped by this process."""
@@ -202,7 +213,8 @@ class StoreService:
     def _lease(self, connection: Connection, frame: Frame) -> None:
         _, rid, size = frame
         size = min(size, self.state.allocator.capacity // 16)
-        (command,) = self.state.lease((connection, rid), connection, size)
+        *others, command = self.state.lease((connection, rid), connection, size)
+        self.run(others)  # (copies that have made room)
         if command[0] == "placed":
             connection.reply(rid, [command[2], self.state.allocator.size_of(command[2])])
             self.warmer.used(self.state.allocator.high)

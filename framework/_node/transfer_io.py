@@ -292,8 +292,10 @@ def complete_message(received: bytearray) -> list[Any] | None:
 def unpacked(data: bytes) -> list[Any]:
     """A message from its bytes. `OSError` for what is none."""
     try:
-        message = msgpack.unpackb(data)
-    except ValueError as error:
+        message = msgpack.unpackb(
+            data, max_array_len=limits.MAX_HANDSHAKE_ITEMS, max_map_len=0, max_ext_len=0
+        )
+    except (ValueError, TypeError) as error:
         raise OSError(f"not a message: {error}") from None
     if type(message) is not list or not message:
         raise OSError("not a message")

@@ -59,7 +59,9 @@ class Zygote:
         self._on_forked = on_forked
         self._on_exit = on_exit
         self._on_lost = on_lost
-        self._unpacker = msgpack.Unpacker(max_buffer_size=limits.MAX_ZYGOTE_BUFFER)
+        self._unpacker = msgpack.Unpacker(
+            read_size=limits.DECODER_BUFFER, max_buffer_size=limits.MAX_ZYGOTE_BUFFER
+        )
         self._out = b""
         self.pid = pid
         self.env: EnvKey = ()

@@ -117,7 +117,7 @@ class ActorClient:
             task.state = QUEUED
             if self.parked and self.parked.pop(task.unique, None) is not None:
                 self.queue.append(task)
-            self._actors.dirty.add(self)
+            self._actors.dirty[self] = None
 
     def send_alone(self, task: TaskRecord) -> bool:
         """A user's thread: send a call at once, if nothing is under way that it could overtake."""
@@ -228,7 +228,7 @@ class ActorClient:
 
     def _go_on(self) -> None:
         self.held = None
-        self._actors.dirty.add(self)
+        self._actors.dirty[self] = None
         self._actors.runtime.flush_soon()
 
     def finished(self, task: TaskRecord) -> None:
@@ -238,7 +238,7 @@ class ActorClient:
         sent = self.inflight.pop(task.unique, None) is not None
         self.suspects.ended(task.unique)
         if self.queue:
-            self._actors.dirty.add(self)
+            self._actors.dirty[self] = None
             if not sent:  # it ended in the queue, and may have held up those behind it
                 self._actors.runtime.flush_soon()
 

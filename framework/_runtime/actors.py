@@ -36,10 +36,11 @@ class Actors:
 
     def __init__(self, runtime: Runtime) -> None:
         self.runtime = runtime
-        self.dirty: set[ActorClient] = set()
+        self.dirty: dict[ActorClient, None] = {}  #: where something may have changed
         self._clients: dict[bytes, ActorClient] = {}
         self._creations: dict[bytes, ActorClient] = {}
-        self._draining: set[ActorClient] = set()
+        self._draining: dict[ActorClient, None] = {}
+        self._ended: dict[bytes, tuple[Any, ...]] = {}  #: that this process wanted to end, oldest first
         self.head_handlers = {m.ACTOR_STATE: self._state, m.ACTOR_WARNING: self._warning}
 
     def client(self, actor_id: bytes, class_name: str) -> ActorClient:
@@ -63,7 +64,7 @@ class Actors:
     def flush(self) -> None:
         """Send what can be sent."""
         while self.dirty:
-            self.dirty.pop().pump()
+            self.dirty.popitem()[0].pump()
 
     # ---- creation ------------------------------------------------------------------------------------
 
@@ -202,7 +203,7 @@ class Actors:
         if connection is None:
             self._unreachable(client, address)
             return
-        self.dirty.add(client)
+        self.dirty[client] = None
         if not client.restartable:
             client.kept = None
         if client.creation is not None and not client.creation.state:
@@ -238,7 +239,7 @@ class Actors:
         if client.draining is None or client.draining.closed or not client.inflight:
             self._judge(client)
         else:
-            self._draining.add(client)
+            self._draining[client] = None
             self.runtime.loop.call_later(limits.EXIT_GRACE, self._drained, client, client.draining)
 
     def _drained(self, client: ActorClient, connection: Connection) -> None:
@@ -247,10 +248,11 @@ class Actors:
 
     def _judge(self, client: ActorClient) -> None:
         client.draining = None
-        self._draining.discard(client)
+        self._draining.pop(client, None)
         again = []
         now, suspects = self.runtime.loop.time(), client.suspects
         for task, fate in client.judged():
+            task.lost = True
             task.strikes += fate is Fate.STRUCK and not suspects.spares(task.unique, now)
             free = fate is Fate.UNTOUCHED
             if client.state == DEAD:
@@ -271,6 +273,8 @@ class Actors:
     def _dead(self, client: ActorClient, detail: dict[str, Any]) -> None:
         client.state = DEAD
         client.kept = None
+        if client.ending is not None:
+            self._remember(client.actor_id, (m.ACTOR_END, client.actor_id, *client.ending))
         if client.error is None:
             client.error = death_error(client, detail)
         calls, client.queue = [*client.queue, *client.parked.values()], deque()
@@ -290,7 +294,7 @@ class Actors:
 
     def peer_lost(self, connection: Connection) -> None:
         """A connection to a worker is gone: if actors lived there, the head will say what became of them."""
-        for client in {*self._clients.values(), *self._draining}:
+        for client in dict.fromkeys([*self._clients.values(), *self._draining]):
             if client.draining is connection:
                 self._judge(client)
             elif client.connection is connection:
@@ -380,6 +384,22 @@ class Actors:
         if head is not None and not head.closed:
             head.cast(m.ACTOR_END, client.actor_id, *client.ending)
 
+    def kill(self, actor_id: bytes, no_restart: bool, reason: str) -> Any:
+        """End an actor's process at once; a future of the head's answer."""
+        asked = (m.ACTOR_KILL, actor_id, no_restart, reason)
+        if no_restart:
+            self._remember(actor_id, asked)
+        return self.runtime.head_link.request(*asked)
+
+    async def kill_and_wait(self, actor_id: bytes, no_restart: bool, reason: str) -> None:
+        """The same; returns when the head has heard of it."""
+        await self.kill(actor_id, no_restart, reason)
+
+    def _remember(self, actor_id: bytes, asked: tuple[Any, ...]) -> None:
+        self._ended[actor_id] = asked
+        if len(self._ended) > limits.ACTORS_ENDED_KEPT:
+            del self._ended[next(iter(self._ended))]
+
     def owns_living(self) -> bool:
         """Whether actors that this process has created would end with it: those that live and are not
         detached."""
@@ -387,7 +407,13 @@ class Actors:
 
     def head_returned(self, head: Connection) -> None:
         """The head was away, and may have missed something, or been started anew: it is asked again how all
-        actors are that are known here."""
+        actors are that are known here. It may even have lost that some are dead, with what its disk did not
+        take: it hears once more which were to end."""
+        for opcode, *fields in self._ended.values():
+            if opcode == m.ACTOR_KILL:
+                head.call(opcode, *fields)
+            else:
+                head.cast(opcode, *fields)
         for client in list(self._clients.values()):
             if client.known and client.state != DEAD:
                 head.cast(m.ACTOR_WATCH, client.actor_id)

@@ -210,10 +210,10 @@ class Direct:
             runtime.post(runtime.objects.notify, entry)
         if task.actor is not None:
             if task.actor.queue:
-                runtime.actors.dirty.add(task.actor)
+                runtime.actors.dirty[task.actor] = None
                 runtime.post(runtime.flush)
         elif task.template.key.pending:
-            runtime.leasing.dirty.add(task.template.key)
+            runtime.leasing.dirty[task.template.key] = None
             runtime.post(runtime.flush)
 
 

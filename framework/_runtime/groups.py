@@ -68,6 +68,7 @@ class Groups:
         self._runtime = runtime
         self._views: dict[bytes, GroupView] = {}
         self._removed: deque[bytes] = deque()  #: what is remembered of those that are gone, oldest first
+        self._ended: dict[bytes, None] = {}  #: that this process wanted to be removed, oldest first
         runtime.head_link.handlers[m.GROUP_STATE] = self._told
 
     # ---- groups --------------------------------------------------------------------------------------
@@ -90,6 +91,17 @@ class Groups:
         """Make one, and wait until its name is known to be free; else `ValueError`."""
         await self.create(group_id, spec)
 
+    def remove(self, group_id: bytes) -> Any:
+        """End one; a future of the head's answer."""
+        self._ended[group_id] = None
+        if len(self._ended) > limits.GROUPS_REMOVED_KEPT:
+            del self._ended[next(iter(self._ended))]
+        return self._runtime.head_link.request(m.GROUP_REMOVE, group_id)
+
+    async def remove_and_wait(self, group_id: bytes) -> None:
+        """End one, and wait until the head has."""
+        await self.remove(group_id)
+
     def ready(self, group_id: bytes, entry: Entry, value: Any) -> None:
         """Complete an object with this wire value when all of the group is there; with an error when it is
         removed."""
@@ -97,6 +109,14 @@ class Groups:
         view.ready.append((entry, value))
         if view.settled:
             self._settle(view)
+        elif self._runtime.dead is not None:
+            self._end(view, self._runtime.dead)
+
+    def lost(self, error: BaseException) -> None:
+        """The node of this process has ended, or the head is given up: no news will come."""
+        for view in list(self._views.values()):
+            if not view.settled:
+                self._end(view, error)
 
     def _view(self, group_id: bytes) -> GroupView:
         view = self._views.get(group_id)
@@ -110,7 +130,10 @@ class Groups:
         return view
 
     def head_returned(self, head: Connection) -> None:
-        """The head was away: it may have forgotten who wants to hear what."""
+        """The head was away: it may have forgotten who wants to hear what, and, if its disk was full or its
+        machine went down, what it was told last."""
+        for group_id in self._ended:
+            head.call(m.GROUP_REMOVE, group_id)
         for view in self._views.values():
             if view.state != REMOVED:
                 head.cast(m.GROUP_WATCH, view.group_id)
@@ -135,7 +158,7 @@ class Groups:
             keys, view.keys = view.keys, {}
             for key in keys.values():
                 if self.is_open(key):
-                    self._runtime.leasing.dirty.add(key)
+                    self._runtime.leasing.dirty[key] = None
             self._runtime.flush_soon()
         if view.settled:
             self._settle(view)
@@ -246,5 +269,5 @@ class Groups:
             'with scheduling_strategy="DEFAULT"'
         )
         self._runtime.submitter.fail(task, TaskUnschedulableError(text))
-        self._runtime.leasing.dirty.add(key)
+        self._runtime.leasing.dirty[key] = None
         self._runtime.flush_soon()

@@ -114,6 +114,8 @@ class HeadLink:
             return
         error = self._given_up or LocalNodeDiedError("the head of the cluster cannot be reached any more")
         runtime.actors.head_lost(runtime.dead or error)
+        if runtime.has_groups:
+            runtime.groups.lost(runtime.dead or error)
 
     def _reopen(self) -> Connection:
         loop = self._runtime.loop

@@ -35,7 +35,7 @@ class Leasing:
         self._catalogue = runtime.catalogue
         self._submitter = runtime.submitter
         self._leases: dict[int, Lease] = {}
-        self.dirty: set[KeyState] = set()  #: keys where something may have changed
+        self.dirty: dict[KeyState, None] = {}  #: keys where something may have changed
         self._lease_timer: Any = None
         self._stall_timer: Any = None
         self._pressure_until = 0.0
@@ -54,15 +54,15 @@ class Leasing:
     def flush(self) -> None:
         """Send what can be sent, for all keys where something changed."""
         while self.dirty:
-            key = self.dirty.pop()
-            touched: set[Lease] = set()
+            key, _ = self.dirty.popitem()
+            touched: dict[Lease, None] = {}
             with self._submitter.outcome:
                 sends = key.dispatch()
             for lease, task in sends:
                 connection = lease.connection
                 self._catalogue.prepare(connection, task.template)
                 connection.buffer(task.frame)
-                touched.add(lease)
+                touched[lease] = None
             for lease in touched:
                 lease.connection.flush()
                 if lease.connection.full and not lease.full:
@@ -77,7 +77,7 @@ class Leasing:
     def _drained(self, lease: Lease) -> None:
         """Its worker takes what is sent to it again."""
         lease.full = False
-        self.dirty.add(lease.key)
+        self.dirty[lease.key] = None
         self._runtime.flush_soon()
 
     def _tell_demand(self, key: KeyState) -> None:
@@ -90,7 +90,7 @@ class Leasing:
         seen = key.seen
         wanted = key.wanted()
         if wanted is not None:
-            if seen == 0 and not node.state.get(key.key_id):
+            if not node.state.get(key.key_id):
                 node.state[key.key_id] = True
                 node.cast(
                     m.LEASE_KEY,
@@ -106,14 +106,18 @@ class Leasing:
 
     def node_connected(self) -> None:
         """There is a node to ask now."""
-        self.dirty.update(key for key in self._catalogue.keys_by_id.values() if key.pending)
+        keys = list(self._catalogue.keys_by_id.values())
+        self.dirty.update((key, None) for key in keys if key.pending)
         self.flush()
 
     # ---- leases --------------------------------------------------------------------------------------
 
     def _granted(self, node: Connection, frame: Frame) -> None:
         _, key_id, lease_id, worker_id, address, gpus = frame
-        key = self._catalogue.keys_by_id[key_id]
+        key = self._catalogue.keys_by_id.get(key_id)
+        if key is None:  # nobody wants it any more
+            node.cast(m.LEASE_RETURN, lease_id)
+            return
         now = self._loop.time()
         connection = self._runtime.peers.connect(address)
         if connection is None:
@@ -128,22 +132,27 @@ class Leasing:
             connection.state.leases[lease_id] = lease
             omp = max(lendable(key.resources).values(), default=0) // 10_000
             connection.buffer(connection.pack((m.LEASE_BEGIN, lease_id, gpus, omp)))
-        self.dirty.add(key)
+        self.dirty[key] = None
         self.flush()
 
     def give_up(self, key: KeyState, text: str, *, gone: bool) -> None:
         """The tasks of this key can never run; `gone`: as their placement group was removed."""
         key.infeasible, key.gone = text, gone
+        if gone:
+            for lease in list(key.leases.values()):
+                self._recall(lease)  # nothing more is put on it; its worker ends if it does not return
         tasks = [task for task in key.pending if task.state == QUEUED]
         key.pending.clear()
         for task in tasks:
             self._submitter.fail(task, unschedulable(task, text))
-        self.dirty.add(key)  # nothing more is wanted of the node
+        self.dirty[key] = None  # nothing more is wanted of the node
         self._runtime.flush_soon()
 
     def _infeasible(self, node: Connection, frame: Frame) -> None:
         _, key_id, forever, error, text = frame
-        key = self._catalogue.keys_by_id[key_id]
+        key = self._catalogue.keys_by_id.get(key_id)
+        if key is None:
+            return
         key.demand_sent = 0
         if text.startswith(REMOVED):
             self.give_up(key, text, gone=True)
@@ -185,7 +194,7 @@ class Leasing:
             self._lease_timer = self._loop.call_later(limits.LEASE_IDLE, self._lease_tick)
 
     def _return_idle(self, age: float) -> None:
-        for key in {lease.key for lease in self._leases.values()}:
+        for key in dict.fromkeys(lease.key for lease in self._leases.values()):
             self._return_leases(key, age)
 
     def _return_leases(self, key: KeyState, age: float) -> None:
@@ -208,9 +217,14 @@ class Leasing:
         self._return_idle(0.0)
 
     def _recalled(self, node: Connection, frame: Frame) -> None:
-        """Others come first now: this lease goes back when its running task is done."""
+        """Others come first now."""
         lease = self._leases.get(frame[1])
-        if lease is None or lease.recalled:
+        if lease is not None:
+            self._recall(lease)
+
+    def _recall(self, lease: Lease) -> None:
+        """This lease goes back when its running task is done."""
+        if lease.recalled:
             return
         with self._submitter.outcome:  # a thread may just be taking the answer to its task itself
             lease.recalled = lease.retiring = True
@@ -232,7 +246,9 @@ class Leasing:
     def _waits(self, node: Connection, frame: Frame) -> None:
         """No node can serve this as the cluster is; one that can may join."""
         _, key_id, text = frame
-        key = self._catalogue.keys_by_id[key_id]
+        key = self._catalogue.keys_by_id.get(key_id)
+        if key is None:
+            return
         names = {task.template.name for task in key.pending if task.state == QUEUED}
         if names and text != key.warned:
             key.warned = text
@@ -249,7 +265,7 @@ class Leasing:
         self._stall_timer = None
         now = self._loop.time()
         again = False
-        for key in {lease.key for lease in self._leases.values()}:
+        for key in dict.fromkeys(lease.key for lease in self._leases.values()):
             for lease in key.stalled(now):
                 lease.reclaiming = True
                 lease.connection.cast(m.RECLAIM, len(lease.inflight) - 1)
@@ -278,7 +294,7 @@ class Leasing:
                 if task.template.mean_us is not None:
                     task.template.mean_us = max(task.template.mean_us, limits.STALL * 1e6 / 4)
             lease.blocked = blocked
-            self.dirty.add(lease.key)
+            self.dirty[lease.key] = None
 
     def _retiring(self, connection: Connection, frame: Frame) -> None:
         for lease in connection.state.leases.values():
@@ -288,6 +304,8 @@ class Leasing:
 
     def peer_lost(self, connection: Connection) -> None:
         """The connection to a worker is gone: the node will say why (LEASE_LOST)."""
+        if connection.state is None:
+            return  # it was not let in
         for lease in list(connection.state.leases.values()):
             lease.retiring = True
             if lease.verdict is not None:
@@ -330,12 +348,13 @@ class Leasing:
             return
         lease.connection.close()
         tasks = self._forget(lease)
-        self.dirty.add(lease.key)
+        self.dirty[lease.key] = None
         # `running` is what the worker had begun. If it is not among ours, none of ours had started: no retry
         # is spent. Where nobody knows, it is the first one.
         if running == _UNKNOWN:
             running = tasks[0].unique if tasks else 0
         for task in reversed(tasks):
+            task.lost = True
             if task.cancelled is not None:
                 self._submitter.end_cancelled(task)
             elif kind == "group":
@@ -363,7 +382,7 @@ class Leasing:
 
     def clear(self) -> None:
         """There is no node any more."""
-        for key in self._catalogue.keys_by_id.values():
+        for key in list(self._catalogue.keys_by_id.values()):
             key.pending.clear()
         self._leases.clear()
         self.dirty.clear()

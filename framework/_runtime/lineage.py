@@ -210,16 +210,16 @@ class Lineage:
             if values.is_stored(other.value):
                 self._runtime.store.made_again(other.value[1])
         self._runtime.submitter.tasks[unique] = task
-        missing = set()
+        missing: dict[Entry, None] = {}
         for dep in record.deps:
             task.refs.append(self._runtime.hold(dep))
             if dep.freed:
                 self._resurrect(dep)
             if dep.state != READY:
-                missing.add(dep)
+                missing[dep] = None
 
         def arrived(dep: Entry) -> None:
-            missing.discard(dep)
+            missing.pop(dep, None)
             if task.state != WAITING:
                 return
             if dep.state == FAILED:

@@ -10,6 +10,7 @@ from framework._base import limits
 from framework._net.connection import Connection, Frame
 from framework._runtime.sites import format_site
 from framework._serial import values
+from framework._service.census import answer_census
 from framework._state.objects import READY
 from framework._wire import messages as m
 from framework.exceptions import FrameworkError
@@ -23,7 +24,7 @@ class Listing:
 
     def __init__(self, runtime: Runtime) -> None:
         self._runtime = runtime
-        self.handlers = {m.LIST_OBJECTS: self._asked}
+        self.handlers = {m.LIST_OBJECTS: self._asked, m.CENSUS: answer_census}
 
     def _asked(self, connection: Connection, frame: Frame) -> None:
         connection.reply(frame[1], self.here())
@@ -45,7 +46,7 @@ class Listing:
                     "stored": stored,
                     "store_id": wire[1] if stored else b"",
                     "local": entry.local,
-                    "borrowers": [getattr(c, "name", "?") for c in entry.borrowers or ()],
+                    "borrowers": self._runtime.objects.borrowers(entry),
                     "contains": len(entry.contained or ()),
                     "task": getattr(getattr(entry.task, "template", None), "name", ""),
                     "call_site": format_site(entry.site),

@@ -8,16 +8,27 @@ Custody. Whoever hands a reference on keeps its own until the receiver is known 
   registered (RELEASE_HELD).
 - A value, or error, that contains references keeps them as long as it lives (`Entry.contained`).
 - No release leaves this process while a registration of it is under way.
+
+Lost connections. Between machines, connections break while both ends live (`Peers.is_over` knows what is the
+end of a process). Owners count by process, not by connection, and keep the counts of one that they have lost
+sight of: they try to reach it, and learn so whether it lives. Whoever has borrowed connects again, and the
+first that it says there is all that it borrows (BORROW_AGAIN): that replaces what the owner has counted, as
+anything that was said before may have been lost. Then it asks again what has had no answer. (To ask twice is
+no harm: FETCH only looks, BORROW counts once.) What it had let go of and could not say yet (see above) counts
+as borrowed. References in what was sent are kept for `limits.RECEIVER_GRACE` more: nobody knows whether that
+has arrived, and the receiver may be about to register.
 """
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Hashable, Iterable
 from typing import TYPE_CHECKING, Any
 
+from framework._base import limits
 from framework._net.connection import Connection, Frame
 from framework._runtime.waiters import register
 from framework._serial import values
@@ -44,7 +55,12 @@ class Objects:
         #: again sends the same places again
         self._held: dict[tuple[Connection, int, int], deque[list[Any]]] = {}
         self._held_lock = threading.Lock()
-        self._provisional: set[Entry] = set()
+        #: the same, of connections that were lost: of which process, and until when
+        self._kept: dict[int, tuple[str, list[Any], asyncio.TimerHandle]] = {}
+        self._kept_so_far = 0
+        self._lent: dict[Hashable, str] = {}  #: processes that have borrowed (their addresses): what they are
+        self._releasing: dict[Entry, None] = {}  #: borrowed, not needed any more, which is not said yet
+        self._provisional: dict[Entry, None] = {}
         self._registrations = 0  #: begun so far
         self._registering: dict[int, None] = {}  #: numbers of those without an answer, the oldest first
         self._after_registering: deque[tuple[int, Callable[[], object]]] = deque()
@@ -56,6 +72,7 @@ class Objects:
         self.handlers = {
             m.FETCH: self._fetch,
             m.BORROW: self._borrow,
+            m.BORROW_AGAIN: self._borrow_again,
             m.UNBORROW: self._unborrow,
             m.RELEASE_HELD: self._release_held,
         }
@@ -81,7 +98,7 @@ class Objects:
             self.table.add(entry)
         # From now on until its owner knows of us, no reply and no release leaves that could end somebody
         # else's custody.
-        self._provisional.add(entry)
+        self._provisional[entry] = None
         if not self._runtime.in_task():
             self._unregistered.append(entry)
             self._runtime.post(self._register_new)
@@ -198,12 +215,13 @@ class Objects:
                     self._freed(entry)
                     continue
                 self._runtime.streams.freed(entry.id)
-                self._provisional.discard(entry)
+                self._provisional.pop(entry, None)
                 if values.is_stored(entry.value):
                     self._runtime.store.client.forget(entry.value[1])
                 if entry.registered:
                     borrowed.append(entry)
             if borrowed:
+                self._releasing.update((entry, None) for entry in borrowed)
                 self._when_registered(functools.partial(self._send_unborrows, borrowed))
 
     def _freed(self, entry: Entry) -> None:
@@ -215,6 +233,7 @@ class Objects:
         by_owner: dict[str, list[bytes]] = {}
         for entry in gone:
             assert entry.owner is not None
+            del self._releasing[entry]
             again = self.table.get(entry.id)
             if (
                 again is None or not again.registered
@@ -247,6 +266,12 @@ class Objects:
         self._register([entry for entry in list(self._provisional) if entry.local > 0])
         self._when_registered(then)
 
+    def register_used(self) -> None:
+        """A caller is out of sight, who keeps what is in the arguments of its calls: it may not do so any
+        longer. What is used here of that is ours to keep now."""
+        if self._provisional:
+            self._register([entry for entry in list(self._provisional) if entry.local > 0])
+
     def _when_registered(self, then: Callable[[], object]) -> None:
         """Call `then` when the registrations that are under way now have been answered (not those that begin
         later: in a busy process there always is one)."""
@@ -268,24 +293,45 @@ class Objects:
                 continue
             self._registrations += 1
             self._registering[self._registrations] = None
-            future = connection.call(m.BORROW, [entry.id for entry in group])
-            future.add_done_callback(functools.partial(self._registered, self._registrations, group, owner))
+            self._call_borrow(connection, self._registrations, group, owner)
         # Last, because threads look at it first and at `_registering` second.
-        self._provisional.difference_update(entries)
+        for entry in entries:
+            self._provisional.pop(entry, None)
 
-    def _registered(self, number: int, group: list[Entry], owner: str, future: Any) -> None:
-        del self._registering[number]
+    def _call_borrow(self, connection: Connection, number: int, group: list[Entry], owner: str) -> None:
+        connection.state.borrows = True
+        future = connection.call(m.BORROW, [entry.id for entry in group])
+        future.add_done_callback(functools.partial(self._registered, connection, number, group, owner))
+
+    def _registered(
+        self, connection: Connection, number: int, group: list[Entry], owner: str, future: Any
+    ) -> None:
         if future.cancelled() or future.exception() is not None:
+            again = self._again(connection, owner)
+            if again is not None:
+                self._call_borrow(again, number, group, owner)
+                return
             self._owner_lost(group, owner)
         else:
-            unknown = set(future.result())
-            for entry in group:
-                if entry.id in unknown and not entry.state:
-                    self.fail(entry, ObjectLostError(entry.id.hex(), "It has been freed by its owner"))
+            self._freed_there(group, future.result())
+        del self._registering[number]
         oldest = next(iter(self._registering), self._registrations + 1)
         waiting = self._after_registering
         while waiting and waiting[0][0] < oldest:
             waiting.popleft()[1]()
+
+    def _again(self, connection: Connection, owner: str) -> Connection | None:
+        """A call to an owner has failed. If that was because the connection was lost, and the owner may live:
+        the connection on which it is to be made again."""
+        peers = self._runtime.peers
+        return peers.connect(owner) if connection.closed and not peers.is_over(connection) else None
+
+    def _freed_there(self, entries: Iterable[Entry], unknown: Iterable[bytes]) -> None:
+        """Their owner does not know some of these any more."""
+        ids = set(unknown)
+        for entry in entries:
+            if entry.id in ids and not entry.state:
+                self.fail(entry, ObjectLostError(entry.id.hex(), "It has been freed by its owner"))
 
     def need(self, entry: Entry, value_wanted: bool = True) -> None:
         """Somebody waits for a borrowed object: ask its owner for it."""
@@ -297,7 +343,7 @@ class Objects:
             self._owner_lost([entry], entry.owner)
             return
         future = connection.call(m.FETCH, entry.id, value_wanted)
-        future.add_done_callback(lambda f: self._fetched(f, entry))
+        future.add_done_callback(lambda f: self._fetched(f, entry, connection, value_wanted))
 
     def ask(self, entry: Entry, opcode: int, *fields: object) -> None:
         """Ask the owner of a borrowed object for it by this call."""
@@ -308,7 +354,7 @@ class Objects:
             return
         entry.fetching = True
         future = connection.call(opcode, entry.id, *fields)
-        future.add_done_callback(lambda f: self._fetched(f, entry))
+        future.add_done_callback(lambda f: self._fetched(f, entry, connection, True))
 
     def keep(self, entry: Entry) -> None:
         """One more reference to an entry at hand."""
@@ -322,7 +368,7 @@ class Objects:
             self._register([entry])
         self.need(entry)
 
-    def _fetched(self, future: Any, entry: Entry) -> None:
+    def _fetched(self, future: Any, entry: Entry, connection: Connection, value_wanted: bool) -> None:
         entry.fetching = False
         if future.cancelled():
             return
@@ -331,6 +377,8 @@ class Objects:
             self.complete(entry, future.result())
         elif isinstance(error, ObjectLostError) or not isinstance(error, ConnectionError):
             self.fail(entry, error)
+        elif self._again(connection, entry.owner or "") is not None:
+            self.need(entry, value_wanted)
         else:
             self._owner_lost([entry], entry.owner or "")
 
@@ -346,9 +394,43 @@ class Objects:
                 ),
             )
 
-    def owner_connection_lost(self, address: str) -> None:
-        """The connection to a process at this address is gone: what was borrowed from it is lost, but for
-        values that are here. (Those in the store go with their owner.)
+    def _say_again(self, connection: Connection, owner: str) -> None:
+        """A connection to an owner has taken the place of one that was lost: nothing was said there yet."""
+        entries = [entry for entry in self.table.of_owner(owner) if entry.registered]
+        ids = dict.fromkeys(entry.id for entry in entries)
+        ids.update((entry.id, None) for entry in self._releasing if entry.owner == owner)
+        connection.state.borrows = True
+        future = connection.call(m.BORROW_AGAIN, list(ids), self._runtime.streams.read_from(owner))
+
+        def answered(future: Any) -> None:
+            if not future.cancelled() and future.exception() is None:
+                self._freed_there(entries, future.result())
+
+        future.add_done_callback(answered)
+
+    # ---- connections that are lost -------------------------------------------------------------------
+
+    def connection_lost(self, connection: Connection) -> None:
+        """The connection to a process is gone, and the process may live."""
+        address, peers = connection.state.address, self._runtime.peers
+        self._keep_held(connection, address)
+        borrows = connection.state.borrows
+        if borrows or (address in self._lent and not peers.is_present(address)):
+            again = peers.connect(address)
+            if again is None:
+                self.process_lost(connection)
+            elif borrows:
+                self._say_again(again, address)
+
+    def process_lost(self, connection: Connection) -> None:
+        """The process at the other side of a connection is gone."""
+        self.borrower_lost(connection)
+        if connection.state is not None and connection.state.address:
+            self._orphan(connection.state.address)
+
+    def _orphan(self, address: str) -> None:
+        """The process at this address is gone: what was borrowed from it is lost, but for values that are
+        here. (Those in the store go with their owner.)
         """
         orphans = self.table.of_owner(address)
         for entry in orphans:
@@ -361,14 +443,37 @@ class Objects:
 
     def _borrow(self, connection: Connection, frame: Frame) -> None:
         self.drain_drops()
-        unknown = [object_id for object_id in frame[2] if not self.table.borrow(object_id, connection)]
+        borrower = self.borrower(connection)
+        unknown = [object_id for object_id in frame[2] if not self.table.borrow(object_id, borrower)]
         connection.reply(frame[1], unknown)
 
+    def _borrow_again(self, connection: Connection, frame: Frame) -> None:
+        _, rid, ids, streams = frame
+        self.drain_drops()
+        borrower = self.borrower(connection)
+        self._runtime.streams.read_again(borrower, streams)  # what has not arrived is for the next reader
+        unknown, free = self.table.borrowed_again(ids, borrower)
+        for entry in free:
+            self._free_now(entry)
+        connection.reply(rid, unknown)
+
     def _unborrow(self, connection: Connection, frame: Frame) -> None:
+        borrower = self.borrower(connection)
         for object_id in frame[1]:
-            entry = self.table.unborrow(object_id, connection)
+            entry = self.table.unborrow(object_id, borrower)
             if entry is not None:
                 self._free_now(entry)
+
+    def borrower(self, connection: Connection) -> Hashable:
+        """By what the process is known, as a borrower, that has made this connection."""
+        borrower = connection.state.address or connection
+        if borrower not in self._lent:
+            self._lent[borrower] = connection.name
+        return borrower
+
+    def borrowers(self, entry: Entry) -> list[str]:
+        """What they are, for people."""
+        return sorted(self._lent.get(borrower, "?") for borrower in list(entry.borrowers or ()))
 
     def _free_now(self, entry: Entry) -> None:
         with self._count_lock:
@@ -378,11 +483,30 @@ class Objects:
 
     def borrower_lost(self, connection: Connection) -> None:
         """A process that may have borrowed is gone."""
-        for entry in self.table.borrower_lost(connection):
-            self._free_now(entry)
+        address = connection.state.address if connection.state is not None else ""
+        self._take_held(connection)
+        if address and self._runtime.peers.is_present(address):
+            return  # so it seems by another connection: that one will tell
+        for number in [number for number, kept in self._kept.items() if kept[0] == address]:
+            self._kept.pop(number)[2].cancel()
+        borrower = address or connection
+        self._runtime.streams.reader_lost(borrower)
+        if self._lent.pop(borrower, None) is not None:
+            for entry in self.table.borrower_lost(borrower):
+                self._free_now(entry)
+
+    def _take_held(self, connection: Connection) -> list[Any]:
         with self._held_lock:
-            for key in [key for key in self._held if key[0] is connection]:
-                del self._held[key]
+            return [self._held.pop(key) for key in [key for key in self._held if key[0] is connection]]
+
+    def _keep_held(self, connection: Connection, address: str) -> None:
+        """What was sent last over a connection that is lost may have arrived."""
+        held = self._take_held(connection)
+        if held:
+            self._kept_so_far += 1
+            number = self._kept_so_far
+            timer = self._runtime.loop.call_later(limits.RECEIVER_GRACE, self._kept.pop, number)
+            self._kept[number] = (address, held, timer)
 
     def _fetch(self, connection: Connection, frame: Frame) -> None:
         _, rid, object_id, value_wanted = frame
@@ -413,10 +537,21 @@ class Objects:
             if not connection.closed:  # else `borrower_lost` has been here, or will be soon
                 self._held.setdefault((connection, unique, index), deque()).append(refs)
 
+    @property
+    def handing_over(self) -> bool:
+        """Whether somebody is about to take over references that this process has sent."""
+        return bool(self._held)
+
     def all_handed_over(self) -> bool:
         """Whether nobody is about to take over references that this process has sent, nor anything waits for
         this process to be known to owners."""
-        return not (self._held or self._provisional or self._registering or self._after_registering)
+        return not (
+            self._held
+            or self._kept
+            or self._provisional
+            or self._registering
+            or self._after_registering
+        )
 
     def _release_held(self, connection: Connection, frame: Frame) -> None:
         key = (connection, frame[1], frame[2])

@@ -20,6 +20,7 @@ from framework._net.address import (
 )
 from framework._net.connection import Connection, Frame
 from framework._net.listener import Listener, connect_unix, hello
+from framework._wire import messages as m
 from framework.exceptions import ConnectionFailedError, NodeDiedError, ProtocolError
 
 if TYPE_CHECKING:
@@ -51,14 +52,28 @@ def own_address(config: Config) -> tuple[str, socket.socket | None]:
 class PeerState:
     """What is remembered per connection."""
 
-    __slots__ = ("address", "functions", "incoming", "leases", "templates")
+    __slots__ = (
+        "address",
+        "borrows",
+        "functions",
+        "incoming",
+        "leases",
+        "sources",
+        "stranger",
+        "templates",
+        "welcome",
+    )
 
     def __init__(self, address: str) -> None:
         self.address = address
+        self.borrows = False  #: we have borrowed by it, or asked for what comes borrowed
+        self.welcome = False  #: the other side has answered our HELLO
+        self.stranger = False  #: it is somebody else, who listens where our peer had listened
         self.templates: set[int] = set()  #: numbers of templates that the peer knows
-        self.functions: set[bytes] = set()
+        self.functions: set[bytes] = set()  #: hashes of functions that it knows
         self.leases: dict[int, Any] = {}
         self.incoming: dict[int, Any] = {}  #: templates that the peer has described to us
+        self.sources: dict[bytes, Any] = {}  #: functions that it has sent, by their hashes
 
 
 class Peers:
@@ -78,6 +93,9 @@ class Peers:
         facts = runtime.config.cluster
         self._node = node_digits(facts.node_id) if facts is not None else ""
         self._gone: dict[str, str] = {}  #: nodes that are dead (digits), and why; those that came last
+        self._incoming: dict[str, Connection] = {}  #: the last connection that the process there has made
+        #: where connections ended before they were answered: how many in a row, and since when
+        self._failing: dict[str, tuple[int, float]] = {}
 
     def listen(self) -> None:
         """Accept connections of other processes of this session, and of the cluster."""
@@ -87,7 +105,7 @@ class Peers:
             socket_path(runtime.address, runtime.socket_dir, self._node),
             runtime.peer_handlers,
             on_peer=self._joined,
-            on_close=self._on_lost,
+            on_close=self._left,
             on_batch=runtime.after_batch,
             ident=runtime.worker_id,
         )
@@ -100,7 +118,7 @@ class Peers:
                 facts,
                 runtime.peer_handlers,
                 on_peer=self._joined,
-                on_close=self._on_lost,
+                on_close=self._left,
                 on_batch=runtime.after_batch,
                 ident=runtime.worker_id,
                 sock=self._tcp_sock,
@@ -113,13 +131,51 @@ class Peers:
             raise ProtocolError(str(self._died(node_of(address))))
         if connection.peer.get("to", self._runtime.address) != self._runtime.address:
             # It had this port, and has ended: nothing of what follows is for us.
+            connection.cast(m.WELCOME, limits.PROTOCOL_VERSION, self._runtime.worker_id, {"stranger": True})
             raise ProtocolError("another process is meant, which has listened here before")
         connection.state = PeerState(address)
+        before = self._incoming.get(address)
+        if address:
+            self._incoming[address] = connection
+        if before is not None:
+            # It has given that one up, and we have not noticed: what is still read there is out of date.
+            before.close(ConnectionFailedError(f"{before.name} has connected again"))
         self._runtime.peer_joined(connection)
+
+    def _left(self, connection: Connection) -> None:
+        """A connection that another process had made is gone."""
+        address = connection.state.address if connection.state is not None else ""
+        if self._incoming.get(address) is connection:
+            del self._incoming[address]
+        self._on_lost(connection)
+
+    def is_present(self, address: str) -> bool:
+        """Whether the process there has a connection to this one."""
+        return address in self._incoming
+
+    def is_over(self, connection: Connection) -> bool:
+        """Whether the end of this connection is that of the process on its other side, as far as can be
+        known. On one machine it is. Between machines connections break while both ends live: then it is when
+        nobody listens at its address any more, or its machine is dead, or does not answer for
+        `limits.REACH_TIMEOUT`."""
+        node = node_of(connection.state.address)
+        return (
+            not node
+            or node == self._node
+            or node in self._gone
+            or connection.never_opened
+            or connection.state.stranger
+            or self._runtime.closing
+            or self._runtime.dead is not None
+        )
 
     def existing(self, address: str) -> Connection | None:
         """The open connection to this address, if there is one."""
         return self._by_address.get(address)
+
+    def outgoing(self) -> list[Connection]:
+        """All connections that were made here."""
+        return list(self._by_address.values())
 
     def connect(self, address: str) -> Connection | None:
         """The connection to this address, made now if need be; None when nobody listens there (any more).
@@ -166,6 +222,10 @@ class Peers:
             there = parse_tcp(address)
         except ValueError:
             return None
+        failures, since = self._failing.get(address, (0, 0.0))
+        if failures and runtime.clock() - since > limits.REACH_TIMEOUT:
+            del self._failing[address]
+            return None
         return open_connection(
             runtime.loop,
             there.host,
@@ -175,6 +235,7 @@ class Peers:
             on_close=self._closed,
             on_batch=runtime.after_batch,
             name=f"peer {address}",
+            delay=limits.CONNECT_AGAIN * min(2**failures, 20) if failures else 0.0,
         )
 
     def _died(self, node: str) -> NodeDiedError:
@@ -189,7 +250,7 @@ class Peers:
         while len(self._gone) > limits.GONE_NODES_KEPT:
             del self._gone[next(iter(self._gone))]
         error = self._died(node)
-        incoming = self._tcp_listener.connections if self._tcp_listener is not None else set()
+        incoming = self._tcp_listener.connections if self._tcp_listener is not None else ()
         for peer in [*self._by_address.values(), *incoming]:
             if peer.state is not None and node_of(peer.state.address) == node:
                 peer.close(error)
@@ -198,10 +259,18 @@ class Peers:
         address = connection.state.address
         if self._by_address.get(address) is connection:
             del self._by_address[address]
+        if self.is_over(connection):
+            self._failing.pop(address, None)
+        elif not connection.state.welcome:
+            failures, since = self._failing.get(address, (0, self._runtime.clock()))
+            self._failing[address] = (failures + 1, since)
         self._on_lost(connection)
 
     def welcome(self, connection: Connection, frame: Frame) -> None:
         """The answer to our HELLO."""
+        connection.state.welcome = True
+        connection.state.stranger = bool(frame[3].get("stranger"))
+        self._failing.pop(connection.state.address, None)
 
     def close(self) -> None:
         """End all connections."""

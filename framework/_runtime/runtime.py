@@ -232,6 +232,8 @@ class Runtime:
             self.node_ready.set_exception(error)
         self.submitter.node_lost(error)
         self.actors.head_lost(error)
+        if self._groups is not None:
+            self._groups.lost(error)
         for entry in list(self.objects.table.entries.values()):
             if not entry.state and entry.owner is not None:
                 self.objects.fail(entry, error)
@@ -358,6 +360,8 @@ class Runtime:
         self.direct.look()
         if self.store.client.waiting:
             self.store.client.drain()
+        if self.catalogue.ended or self.catalogue.keys_ended:
+            self.catalogue.tell_ended(self.node, self.peers.outgoing())
         if self.objects.drops:
             self._tick = limits.DROP_TICK
             self.objects.drain_drops()
@@ -597,10 +601,11 @@ class Runtime:
             self.on_peer_joined(connection)
 
     def _peer_lost(self, connection: Connection) -> None:
-        self.objects.borrower_lost(connection)
-        address = connection.state.address if connection.state is not None else ""
-        if address:
-            self.objects.owner_connection_lost(address)
+        if connection.state is None or self.peers.is_over(connection):
+            self.objects.process_lost(connection)
+        else:
+            self.objects.connection_lost(connection)
+        self.objects.register_used()
         self.leasing.peer_lost(connection)
         self.actors.peer_lost(connection)
         if self.on_peer_lost is not None:

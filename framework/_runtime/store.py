@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from framework._base import limits
 from framework._net.address import node_digits, node_of, short_path
+from framework._net.listener import peer_uid
 from framework._runtime.waiters import mailbox_of
 from framework._serial import values
 from framework._serial.private import decode_private
@@ -93,13 +94,24 @@ class RuntimeStore:
             node.send(self._thread.pack((opcode, *fields)))
 
     def open_arena(self) -> Arena:
-        """Map the node's arena."""
+        """Map the node's arena. Waits for the node as any call to it does: however long it is held up, until
+        it answers or ends."""
+        if self._closed:
+            raise self._runtime.dead or LocalNodeDiedError("the session has ended")
         self._runtime.node_ready.result()
-        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
-            sock.settimeout(5.0)
-            with short_path(os.path.join(self._runtime.socket_dir, "store")) as path:
-                sock.connect(path)
-            return Arena(*receive_arena(sock))
+        try:
+            with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
+                with short_path(os.path.join(self._runtime.socket_dir, "store")) as path:
+                    sock.connect(path)
+                if peer_uid(sock) not in (None, os.getuid()):
+                    raise PermissionError("another user listens in place of the node's store")
+                found = receive_arena(sock)
+        except PermissionError:
+            raise
+        except OSError as error:
+            text = f"the node process of this session does not hand over its store: {error}"
+            raise self._runtime.dead or LocalNodeDiedError(text) from None
+        return Arena(*found)
 
     # ---- values --------------------------------------------------------------------------------------
 
@@ -173,6 +185,7 @@ class RuntimeStore:
         """On the loop, when it is about to stop: nobody who waits for a pin will get one."""
         self._closed = True
         self._refuse_wanted()
+        self.client.close()
 
     def _refuse_wanted(self) -> None:
         with contextlib.suppress(IndexError):

@@ -5,14 +5,18 @@ A stream lives as long as the reference that stands for its task (`ObjectRefGene
 last one goes, here or in another process, the producer is stopped.
 
 A process that was handed a generator has a `_Mirror` of it: it asks the owner for one item per consumer that
-waits, and what comes for a consumer that has given up is for the next.
+waits, and what comes for a consumer that has given up is for the next. It says with that how many items it
+has received: when the connection is lost, the owner takes back those that have not arrived (`_Reader`).
 """
 
 from __future__ import annotations
 
 import asyncio
+import functools
+import itertools
 import threading
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Hashable
 from typing import TYPE_CHECKING, Any
 
 from framework._base import limits
@@ -37,15 +41,32 @@ Waiter = Callable[[Any], object]
 class _Mirror:
     """A stream of another process."""
 
-    __slots__ = ("asked", "error", "id", "owner", "stream")
+    __slots__ = ("asked", "error", "id", "number", "owner", "stream")
 
-    def __init__(self, entry: Entry) -> None:
+    def __init__(self, entry: Entry, number: int) -> None:
         assert entry.owner is not None
         self.id = entry.id
+        self.number = number  #: of those that this process has had
         self.owner: str = entry.owner
         self.stream = StreamState(-1)
         self.asked = 0  #: calls for an item that are on their way
         self.error: BaseException | None = None  #: why there are no more
+
+
+class _Reader:
+    """What the mirror of another process was sent."""
+
+    __slots__ = ("items", "number", "received")
+
+    def __init__(self, number: int) -> None:
+        self.number = number  #: of that mirror
+        self.received = 0  #: items that have arrived there, as far as is known
+        self.items: deque[bytes] = deque()  #: those after them
+
+    def has_received(self, count: int) -> None:
+        while self.received < count and self.items:
+            self.received += 1
+            self.items.popleft()
 
 
 class Streams:
@@ -56,6 +77,9 @@ class Streams:
         self._lock = threading.Lock()
         self._streams: dict[bytes, tuple[StreamState, TaskRecord]] = {}
         self._mirrors: dict[bytes, _Mirror] = {}
+        self._mirrors_made = itertools.count()
+        #: by generator, and by process (as a borrower)
+        self._readers: dict[bytes, dict[Hashable, _Reader]] = {}
         self.handlers = {m.NEXT_ITEM: self._next_item, m.CLOSE_STREAM: self._close_stream}
 
     def add(self, task: TaskRecord) -> None:
@@ -67,6 +91,8 @@ class Streams:
     def arrived(self, task: TaskRecord, connection: Connection, index: int, value: Any) -> None:
         """An item has come."""
         stream: StreamState = task.stream
+        if task.lost and values.is_stored(value):  # an earlier attempt may have put it elsewhere
+            self._runtime.store.made_again(value[1])
         if stream.expects(index):
             entry, ref = self._item(task, index)
             stream.add(index, ref)
@@ -176,7 +202,7 @@ class Streams:
         with self._lock:
             mirror = self._mirrors.get(entry.id)
             if mirror is None:
-                mirror = self._mirrors[entry.id] = _Mirror(entry)
+                mirror = self._mirrors[entry.id] = _Mirror(entry, next(self._mirrors_made))
         return mirror.stream, mirror
 
     def _take(self, stream: StreamState, source: TaskRecord | _Mirror | None) -> Any | None:
@@ -289,6 +315,7 @@ class Streams:
         mirror = self._mirrors.pop(object_id, None)
         if mirror is not None:
             self._discard(mirror.stream)
+        self._readers.pop(object_id, None)
         found = self._streams.pop(object_id, None)
         if found is None:
             return
@@ -319,16 +346,20 @@ class Streams:
                 self._lost(mirror)
                 return
             mirror.asked += 1
-            answer = connection.call(m.NEXT_ITEM, mirror.id)
-            answer.add_done_callback(lambda future: self._answered(mirror, future))
+            connection.state.borrows = True
+            answer = connection.call(m.NEXT_ITEM, mirror.id, mirror.number, stream.arrived)
+            answer.add_done_callback(functools.partial(self._answered, mirror, connection))
 
-    def _answered(self, mirror: _Mirror, future: asyncio.Future[Any]) -> None:
+    def _answered(self, mirror: _Mirror, connection: Connection, future: asyncio.Future[Any]) -> None:
         mirror.asked -= 1
         stream = mirror.stream
         if future.cancelled():
             return
         if isinstance(future.exception(), ConnectionError):
-            self._lost(mirror)
+            if self._runtime.peers.is_over(connection):
+                self._lost(mirror)
+            else:
+                self._ask(mirror)
             return
         object_id = future.result()
         if object_id is None:
@@ -344,8 +375,39 @@ class Streams:
         mirror.stream.finished = True
         self._wake(mirror.stream)
 
+    def read_from(self, owner: str) -> list[list[Any]]:
+        """What this process has received of the streams of another one, for `read_again` there."""
+        mirrors = [mirror for mirror in list(self._mirrors.values()) if mirror.owner == owner]
+        return [[mirror.id, mirror.number, mirror.stream.arrived] for mirror in mirrors]
+
+    def read_again(self, borrower: Hashable, said: list[list[Any]]) -> None:
+        """The connection to a process was lost that reads streams of this one, and it says how far it is:
+        what has not arrived is for whoever asks next."""
+        received = {generator_id: (number, count) for generator_id, number, count in said}
+        for generator_id, readers in self._readers.items():
+            reader = readers.get(borrower)
+            if reader is None:
+                continue
+            number, count = received.get(generator_id, (-1, 0))
+            if number != reader.number:
+                del readers[borrower]  # it does not read it any more
+                continue
+            reader.has_received(count)
+            stream, _ = self._streams[generator_id]
+            table = self._runtime.objects.table
+            lost = [entry for item in reader.items if (entry := table.get(item)) is not None]
+            reader.items.clear()
+            with self._lock:
+                stream.untake([self._runtime.hold(entry) for entry in lost])
+            self._wake(stream)
+
+    def reader_lost(self, borrower: Hashable) -> None:
+        """That process has ended."""
+        for readers in self._readers.values():
+            readers.pop(borrower, None)
+
     def _next_item(self, connection: Connection, frame: Frame) -> None:
-        _, rid, generator_id = frame
+        _, rid, generator_id, number, received = frame
         if connection.closed:
             return
         found = self._streams.get(generator_id)
@@ -353,10 +415,17 @@ class Streams:
             connection.reply(rid, None)
             return
         stream, task = found
+        borrower = self._runtime.objects.borrower(connection)
+        readers = self._readers.setdefault(generator_id, {})
+        reader = readers.get(borrower)
+        if reader is None or reader.number != number:
+            reader = readers[borrower] = _Reader(number)
+        reader.has_received(received)
         ref = self._take(stream, task)
         if ref is not None:
             # The receiver is registered before it hears of the item: no moment without a holder.
-            self._runtime.objects.table.borrow(ref._entry.id, connection)
+            self._runtime.objects.table.borrow(ref._entry.id, borrower)
+            reader.items.append(ref._entry.id)
             connection.reply(rid, ref._entry.id)
         elif stream.ended:
             connection.reply(rid, None)

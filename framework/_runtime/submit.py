@@ -290,7 +290,7 @@ class Submitter:
             self.fail(task, unschedulable(task, key.infeasible))
             return
         key.enqueue(task)
-        self._runtime.leasing.dirty.add(key)
+        self._runtime.leasing.dirty[key] = None
 
     def out_of_memory(self, task: TaskRecord, pid: int, detail: str) -> None:
         """Its worker was ended because memory ran out. That has a budget of its own: the task may be
@@ -337,7 +337,7 @@ class Submitter:
             key.finished(task, self._loop.time())
             if lease.retiring and not lease.inflight:
                 self._runtime.leasing.end_retired(lease)
-            self._runtime.leasing.dirty.add(key)
+            self._runtime.leasing.dirty[key] = None
         elif task.actor is not None:
             task.actor.finished(task)
         return task
@@ -357,6 +357,8 @@ class Submitter:
             return
         if type(value) is list and value[0] == values.FORM_STORED:
             self._runtime.lineage.remember(task, [value])
+        if task.lost:
+            self._scattered(task.entries, [value])
         self._settle(task)
         entry = task.entries[0]
         if type(value) is list and values.nested_refs(value):
@@ -372,6 +374,8 @@ class Submitter:
             self._unwanted(connection, unique, results)
             return
         self._runtime.lineage.remember(task, results)
+        if task.lost:
+            self._scattered(task.entries, results)
         self._settle(task)
         nested = False
         complete = self._objects.replace if task.stands_for else self._objects.complete
@@ -380,6 +384,15 @@ class Submitter:
             complete(entry, value)
         if nested:
             self._objects.release_when_registered(connection, unique, 1)
+
+    def _scattered(self, entries: list[Entry], results: list[Any]) -> None:
+        """These are from another attempt than the first. An earlier one may have put its own into the store
+        of another node, and could not say so any more."""
+        for entry, value in zip(entries, results, strict=False):
+            if values.is_stored(value):
+                self._runtime.store.made_again(value[1])
+            else:
+                self._runtime.store.free_anywhere([entry.id])
 
     def _unwanted(self, connection: Connection, unique: int, results: list[Any]) -> None:
         """A late answer to a task that has been given up: its sender need not keep the references in it."""

@@ -16,6 +16,7 @@ import os
 from typing import Any
 
 from framework._base import limits
+from framework._base.secret import Secret, SecretText, hidden
 
 TOKEN_VARIABLE = "FRAMEWORK_TOKEN"
 
@@ -24,43 +25,51 @@ _BEGIN, _END = "-----BEGIN CERTIFICATE-----", "-----END CERTIFICATE-----"
 
 def new_token() -> bytes:
     """A fresh secret."""
-    return os.urandom(limits.TOKEN_SIZE)
+    return Secret(os.urandom(limits.TOKEN_SIZE))
 
 
 def parse_token(text: str) -> tuple[bytes, str | None]:
     """The secret, and the fingerprint of the head's certificate, if it is given. `ValueError`, which does not
     show it, for what is not a token."""
+    text = SecretText(text)
+    found, problem = _taken_apart(text)
+    if found is None:
+        raise ValueError(problem)  # (not from where parts of it are in variables)
+    return found
+
+
+def _taken_apart(text: str) -> tuple[tuple[bytes, str | None] | None, str]:
     secret, _, fingerprint = text.strip().partition("-")
     try:
-        token = bytes.fromhex(secret)
+        token = Secret(bytes.fromhex(secret))
         pin = bytes.fromhex(fingerprint)
     except ValueError:
-        raise ValueError(
+        return None, (
             f"{TOKEN_VARIABLE} does not hold a token: hexadecimal digits are expected, as "
             "`python -m framework start --head` prints them"
-        ) from None
+        )
     if len(token) < limits.TOKEN_MINIMUM:
-        raise ValueError(
+        return None, (
             f"the secret in {TOKEN_VARIABLE} is too short: at least {2 * limits.TOKEN_MINIMUM} hexadecimal "
             "digits are needed"
         )
     if fingerprint and len(pin) != hashlib.sha256().digest_size:
-        raise ValueError(
+        return None, (
             f"what follows the secret in {TOKEN_VARIABLE} is no SHA-256 of a certificate: 64 "
             "hexadecimal digits"
         )
-    return token, fingerprint.lower() or None
+    return (token, fingerprint.lower() or None), ""
 
 
 def token_from_environment() -> tuple[bytes, str | None] | None:
     """What ``FRAMEWORK_TOKEN`` holds, if it is set. `ValueError` when that is no token."""
-    text = os.environ.get(TOKEN_VARIABLE)
+    text = SecretText(os.environ.get(TOKEN_VARIABLE, ""))
     return parse_token(text) if text else None
 
 
 def token_text(token: bytes, certificate: bytes | None) -> str:
     """The value of ``FRAMEWORK_TOKEN`` for those who join."""
-    return token.hex() if certificate is None else f"{token.hex()}-{fingerprint(certificate)}"
+    return SecretText(token.hex() if certificate is None else f"{token.hex()}-{fingerprint(certificate)}")
 
 
 def fingerprint(certificate: bytes) -> str:
@@ -110,9 +119,8 @@ def _by_cryptography() -> tuple[bytes, bytes]:
         .sign(key, hashes.SHA256())
     )
     pem = serialization.Encoding.PEM
-    return certificate.public_bytes(pem), key.private_bytes(
-        pem, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-    )
+    form, plain = serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    return certificate.public_bytes(pem), Secret(key.private_bytes(pem, form, plain))
 
 
 def _by_openssl() -> tuple[bytes, bytes]:
@@ -128,12 +136,13 @@ def _by_openssl() -> tuple[bytes, bytes]:
     command = [program, "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
     command += ["-subj", f"/CN={_NAME}", "-days", str(limits.CERTIFICATE_DAYS), "-keyout", "-", "-out", "-"]
     done = subprocess.run(command, capture_output=True, check=False, stdin=subprocess.DEVNULL, timeout=30)
-    text = done.stdout.decode("ascii", "replace")
+    done.stdout = Secret(done.stdout)
+    text = SecretText(done.stdout.decode("ascii", "replace"))
     start = text.find(_BEGIN)
-    key, _, _ = text.partition(_BEGIN)
+    key = SecretText(text.partition(_BEGIN)[0])
     if done.returncode or start < 0 or "PRIVATE KEY" not in key:
         raise RuntimeError(f"openssl made no certificate: {done.stderr.decode(errors='replace').strip()}")
-    return text[start:].encode(), key.encode()
+    return text[start:].encode(), Secret(key.encode())
 
 
 _NAME = "framework cluster"
@@ -147,10 +156,11 @@ def write_private(path: str, facts: dict[str, Any]) -> None:
     fresh = f"{path}.{os.getpid()}.new"
     with contextlib.suppress(FileNotFoundError):
         os.unlink(fresh)
+    data = SecretText(json.dumps(facts))
     fd = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     try:
         with os.fdopen(fd, "w") as file:
-            json.dump(facts, file)
+            file.write(data)
         os.rename(fresh, path)
     except BaseException:
         with contextlib.suppress(OSError):
@@ -159,9 +169,20 @@ def write_private(path: str, facts: dict[str, Any]) -> None:
 
 
 def read_private(path: str) -> dict[str, Any]:
-    """What such a file holds. OSError when it cannot be read, `ValueError` when it is no JSON object."""
-    with open(path) as file:
+    """What such a file holds. OSError when it cannot be read, `PermissionError` among them when it is not
+    private, or not this user's: whoever else could have written it would have us believe what he likes.
+    `ValueError` when it is no JSON object."""
+    with open(path, opener=_open_own) as file:
         facts = json.load(file)
     if not isinstance(facts, dict):
         raise ValueError(f"{path} does not hold a JSON object")
-    return facts
+    return hidden(facts)
+
+
+def _open_own(path: str, flags: int) -> int:
+    fd = os.open(path, flags | os.O_NOFOLLOW | os.O_CLOEXEC)
+    found = os.fstat(fd)
+    if found.st_uid != os.getuid() or found.st_mode & 0o077:
+        os.close(fd)
+        raise PermissionError(f"{path} is not a file of this user alone")
+    return fd

@@ -50,6 +50,9 @@ _KEPT: Final = (
 )
 
 
+_SPARED: Final = ("kind", "orderly")  #: of the detail of a death: without them, it is "" and False
+
+
 def stored_on(state: Any) -> bytes:
     """The node that has a saved state in its store (wire form), in a cluster; else empty."""
     node = state[5] if isinstance(state, list) and len(state) > 5 and state[0] == 3 else b""
@@ -134,7 +137,7 @@ class ActorDirectory:
         self._living: dict[bytes, ActorRecord] = {}  #: of them, those that are not dead
         self._names: dict[tuple[str, str], bytes] = {}
         self._aliases: dict[bytes, bytes] = {}
-        self._unborn: dict[bytes, set[Hashable]] = {}
+        self._unborn: dict[bytes, dict[Hashable, None]] = {}
         self._dead: dict[bytes, None] = {}
         #: what `export` would tell anew -> whether its `spec` has changed too; None: nobody keeps it
         self.touched: dict[bytes, bool] | None = None
@@ -171,7 +174,7 @@ class ActorDirectory:
             return [self._place(record)]
         if actor_id in self._aliases:
             return []
-        watchers = self._unborn.pop(actor_id, set()) | {watcher}
+        watchers = [*self._unborn.pop(actor_id, {}) | {watcher: None}]
         record = ActorRecord(actor_id, spec, owner)
         key = record.name_key
         if key is not None:
@@ -195,7 +198,7 @@ class ActorDirectory:
         spec = {**record.spec, "saved": record.saved} if record.saved else record.spec
         return ("place", record.actor_id, spec, record.incarnation)
 
-    def _alias(self, actor_id: bytes, record: ActorRecord, watchers: set[Hashable]) -> list[Command]:
+    def _alias(self, actor_id: bytes, record: ActorRecord, watchers: list[Hashable]) -> list[Command]:
         self._aliases[actor_id] = record.actor_id
         record.aliases.add(actor_id)
         self._touch(record)
@@ -379,7 +382,7 @@ class ActorDirectory:
     def watcher_gone(self, watcher: Hashable) -> None:
         """Who was told of actors does not listen any more."""
         for watchers in self._unborn.values():
-            watchers.discard(watcher)
+            watchers.pop(watcher, None)
         for record in self._living.values():
             record.watchers.pop(watcher, None)
 
@@ -387,7 +390,7 @@ class ActorDirectory:
         """The process that created them has ended: so do its actors, except detached ones."""
         commands: list[Command] = []
         for watchers in self._unborn.values():
-            watchers.discard(owner)
+            watchers.pop(owner, None)
         for record in list(self._living.values()):
             record.watchers.pop(owner, None)
             if record.owner == owner and (record.waiting or not record.detached):
@@ -403,14 +406,14 @@ class ActorDirectory:
         arrive before the news of its creation, see `never_born`)."""
         record = self.record(actor_id)
         if record is None:
-            self._unborn.setdefault(actor_id, set()).add(watcher)
+            self._unborn.setdefault(actor_id, {})[watcher] = None
         elif record.state != DEAD:
             record.watchers.setdefault(watcher, set()).add(actor_id)
         return record
 
-    def never_born(self, actor_id: bytes) -> set[Hashable]:
+    def never_born(self, actor_id: bytes) -> list[Hashable]:
         """Time is up for the news of this actor's creation: those who wait for it in vain."""
-        return self._unborn.pop(actor_id, set())
+        return list(self._unborn.pop(actor_id, ()))
 
     def find(self, name: str, namespace: str) -> ActorRecord | None:
         """The live actor of this name."""
@@ -423,12 +426,12 @@ class ActorDirectory:
 
     def _die(self, record: ActorRecord, detail: dict[str, Any]) -> list[Command]:
         record.state = DEAD
-        record.detail = detail
-        record.address = ""
+        # What a dead record still has to tell is small: many are kept.
+        record.detail = {name: value for name, value in detail.items() if value or name not in _SPARED}
+        record.address, record.worker, record.ending = "", b"", None
         self._release_name(record)
         commands = self._publish(record) + self._unsave(record)
         record.watchers.clear()
-        # What a dead record still has to tell is small.
         record.spec = {
             k: record.spec.get(k) for k in ("class_name", "name", "namespace", "job") if k in record.spec
         }
@@ -567,6 +570,6 @@ class ActorDirectory:
                 commands.append(self._place(record))
         return commands
 
-    def owners(self) -> set[Hashable]:
+    def owners(self) -> list[Hashable]:
         """The processes whose end would end actors."""
-        return {r.owner for r in self._living.values() if r.waiting or not r.detached}
+        return list(dict.fromkeys(r.owner for r in self._living.values() if r.waiting or not r.detached))

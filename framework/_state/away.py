@@ -22,6 +22,7 @@ class Away:
 
     __slots__ = (
         "demand",
+        "ending",
         "granted",
         "job",
         "key",
@@ -49,6 +50,7 @@ class Away:
         self.since = now
         self.recalled: float | None = None
         self.granted = False
+        self.ending = ""  #: why its worker is to end; empty: it is not
         self.worker_id = b""
 
     @property

@@ -47,7 +47,7 @@ class SharedStoreState(StoreState):
             return []
         if self.blocks.get(object_id) is block:
             del self.blocks[object_id]
-            self._zombies.add(block)
+            self._zombies[block] = None
         block.deleting = True
         return self.unpin(object_id, offset, holder)
 
@@ -76,7 +76,7 @@ class SharedStoreState(StoreState):
     def owners_gone(self, gone: Callable[[Hashable], bool]) -> list[Command]:
         """Free the objects of all owners of which `gone(owner)` says that they have ended."""
         commands: list[Command] = []
-        for owner in {block.owner for block in self.blocks.values()}:
+        for owner in dict.fromkeys(block.owner for block in self.blocks.values()):
             if gone(owner):
                 commands += self.holder_gone(owner)
         return commands

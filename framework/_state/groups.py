@@ -51,7 +51,7 @@ class Group:
         self.phase: str | None = None  #: of the attempt under way
         self.wanted: dict[bytes, list[int]] = {}  #: of the attempt under way: node -> bundles
         self.unanswered: set[bytes] = set()
-        self.watchers: set[Hashable] = set()
+        self.watchers: dict[Hashable, None] = {}
         self.infeasible = False  #: more than the whole cluster has
         self.text = ""  #: why it is where it is
 

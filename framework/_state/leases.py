@@ -77,9 +77,12 @@ class Lease:
 
 
 class KeyState:
-    """The queue, the leases and the demand of one scheduling key."""
+    """The queue, the leases and the demand of one scheduling key. It lives as long as a template, a task or a
+    lease has it; `ended` hears of its end, by its number."""
 
     __slots__ = (
+        "__weakref__",
+        "_ended",
         "demand_sent",
         "env",
         "free",
@@ -99,8 +102,14 @@ class KeyState:
     )
 
     def __init__(
-        self, key_id: int, resources: dict[str, int], env: dict[str, str] | None, strategy: list[Any] | None
+        self,
+        key_id: int,
+        resources: dict[str, int],
+        env: dict[str, str] | None,
+        strategy: list[Any] | None,
+        ended: deque[int] | None = None,
     ) -> None:
+        self._ended = ended
         self.key_id = key_id
         self.resources = resources
         self.env = env
@@ -121,6 +130,11 @@ class KeyState:
         self.spread = strategy is not None and strategy[0] == "SPREAD"
         self.warned = ""  #: what its user was told of why it waits
         self.near = b""  #: the node that holds most of its tasks' arguments, if that is another one
+
+    def __del__(self) -> None:
+        # Anywhere, also inside of the garbage collector.
+        if self._ended is not None:
+            self._ended.append(self.key_id)
 
     # ---- tasks ---------------------------------------------------------------------------------------
 

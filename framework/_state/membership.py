@@ -167,6 +167,20 @@ class Membership:
             return []
         return self._die(member, reason)
 
+    def remembered(self, gone: Iterable[tuple[bytes, str]]) -> list[Command]:
+        """A node has heard of these that they are dead. A head has said so, which does not know it any more
+        (its disk did not take the verdict): it stays so, or some would speak to them and others not."""
+        commands: list[Command] = []
+        for node_id, reason in gone:
+            member = self.members.get(node_id)
+            if node_id in self.fenced:
+                continue
+            if member is not None and member.alive:
+                commands += self._die(member, reason)
+            else:
+                self._fence(node_id)
+        return commands
+
     # ---- verdicts ------------------------------------------------------------------------------------
 
     def verdicts(self, now: float) -> list[Command]:
@@ -196,14 +210,17 @@ class Membership:
         member.reason = reason
         member.peer, member.deadline, member.pending, member.busy = None, None, [], 0
         self._changed[member.node_id] = _ALL
-        self.fenced[member.node_id] = None
-        while len(self.fenced) > limits.FENCED_KEPT:
-            del self.fenced[next(iter(self.fenced))]
+        self._fence(member.node_id)
         self._dead[member.node_id] = None
         while len(self._dead) > limits.NODES_DEAD_KEPT:
             oldest = next(iter(self._dead))
             del self._dead[oldest], self.members[oldest]
         return [("dead", member.node_id, reason)]
+
+    def _fence(self, node_id: bytes) -> None:
+        self.fenced[node_id] = None
+        while len(self.fenced) > limits.FENCED_KEPT:
+            del self.fenced[next(iter(self.fenced))]
 
     def drain(self, node_id: bytes, reason: str) -> bool:
         """A node gets no new work. False when it is none, or was told before."""

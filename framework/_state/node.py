@@ -25,7 +25,7 @@ the others as *wishes*, so that its turn also comes where another node's owners 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterable
 from typing import Any
 
 from framework._base import limits
@@ -92,6 +92,12 @@ class NodeState(Pool):
             demand = Demand(units, env, job, strategy, priority, near)
             self.demands[(owner, key)] = demand
         demand.retriable = retriable
+
+    def forget_keys(self, owner: Hashable, keys: Iterable[int]) -> list[Command]:
+        """An owner will not name these any more."""
+        for key in keys:
+            self.demands.pop((owner, key), None)
+        return self.schedule() if self.unmet else []
 
     def may_run_again(self, allocation: Allocation) -> bool:
         """Whether what this allocation is for may be run again when its worker is ended."""
@@ -162,8 +168,10 @@ class NodeState(Pool):
         waiting = self.waiting = self._serve(active, commands, now) if active else []
         self.unmet = bool(waiting or self._actors)
         if self.unmet:
-            owners = {a.owner for a in self.leases.values() if a.actor is None and a.worker is not None}
-            owners.update(away.owner for away in self.away.by_id.values())
+            owners = dict.fromkeys(
+                a.owner for a in self.leases.values() if a.actor is None and a.worker is not None
+            )
+            owners.update((away.owner, None) for away in self.away.by_id.values())
             commands.extend(("pressure", owner) for owner in owners)
             if now >= self._next_recall:
                 self._next_recall = now + limits.RECALL_EVERY
@@ -446,7 +454,8 @@ class NodeState(Pool):
             worker.state = IDLE
             worker.blocked = False
             worker.idle_since = now
-            self._to_awaiting(worker, commands)
+            if not worker.ending:
+                self._to_awaiting(worker, commands)
         return commands + self.schedule()
 
     def owner_gone(self, owner: Hashable) -> tuple[list[Worker], list[Command]]:

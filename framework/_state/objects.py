@@ -8,7 +8,7 @@ object.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable
+from collections.abc import Hashable, Iterable, Sequence
 from typing import Any
 
 PENDING = 0
@@ -52,7 +52,7 @@ class Entry:
         self.value: Any = None
         self.waiters: list[Any] | None = None
         self.contained: list[Any] | None = None  #: references that the value holds, kept alive with it
-        self.borrowers: set[Hashable] | None = None  #: connections of processes that keep a reference
+        self.borrowers: set[Hashable] | None = None  #: processes that keep a reference
         self.lineage: Any = None  #: how to make it again, if its value gets lost
         self.site: Any = None  #: (code, instruction) of the line that made the reference
         self.made_by_put = False
@@ -125,13 +125,20 @@ class ObjectTable:
 
     def borrower_lost(self, borrower: Hashable) -> list[Entry]:
         """A process that had borrowed is gone: the entries that are now free to go."""
+        return self.borrowed_again((), borrower)[1]
+
+    def borrowed_again(self, ids: Sequence[bytes], borrower: Hashable) -> tuple[list[bytes], list[Entry]]:
+        """A process whose connection was lost says all that it borrows: what it said before may not have
+        arrived. Which of it is not known here (any more), and the entries that are now free to go.
+        """
+        said = set(ids)
         free = []
         for entry in list(self.entries.values()):
-            if entry.borrowers and borrower in entry.borrowers:
+            if entry.borrowers and borrower in entry.borrowers and entry.id not in said:
                 entry.borrowers.discard(borrower)
                 if not entry.borrowers and entry.local <= 0:
                     free.append(entry)
-        return free
+        return [object_id for object_id in ids if not self.borrow(object_id, borrower)], free
 
     def of_owner(self, owner: str) -> list[Entry]:
         """What is borrowed from the process at this address."""

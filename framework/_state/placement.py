@@ -42,7 +42,7 @@ class Placement:
         self._queue: dict[bytes, None] = {}  #: those that want a place and have no attempt under way
         self._resting: set[bytes] = set()  #: of those, refused just now
         self._removed: dict[bytes, None] = {}
-        self._unborn: dict[bytes, set[Hashable]] = {}
+        self._unborn: dict[bytes, dict[Hashable, None]] = {}
         self._nodes: dict[bytes, Node] = {}
         self._open: dict[bytes, dict[str, int]] = {}  #: what nodes that take new work have free
         self.makers: dict[bytes, int] = {}  #: detached actor -> how many groups it has made
@@ -65,9 +65,9 @@ class Placement:
                 )
             self._names[key] = group_id
         self._add(group)
-        group.watchers = self._unborn.pop(group_id, set())
+        group.watchers = self._unborn.pop(group_id, {})
         if watcher is not None:
-            group.watchers.add(watcher)
+            group.watchers[watcher] = None
         self._queue[group_id] = None
         return [("save", group), *self._publish(group), *self._try(group, set())]
 
@@ -137,22 +137,22 @@ class Placement:
         `never_born`."""
         group = self.groups.get(group_id)
         if group is None:
-            self._unborn.setdefault(group_id, set()).add(watcher)
+            self._unborn.setdefault(group_id, {})[watcher] = None
             return []
         if group.state != REMOVED:
-            group.watchers.add(watcher)
+            group.watchers[watcher] = None
         return [("publish", watcher, group)]
 
-    def never_born(self, group_id: bytes) -> set[Hashable]:
+    def never_born(self, group_id: bytes) -> list[Hashable]:
         """Time is up for the news of its creation: those who wait for it in vain."""
-        return self._unborn.pop(group_id, set())
+        return list(self._unborn.pop(group_id, ()))
 
     def watcher_gone(self, watcher: Hashable) -> None:
         """It hears nothing any more."""
         for group in self.groups.values():
-            group.watchers.discard(watcher)
+            group.watchers.pop(watcher, None)
         for watchers in self._unborn.values():
-            watchers.discard(watcher)
+            watchers.pop(watcher, None)
 
     def state_of(self, group_id: bytes) -> str | None:
         """PENDING, CREATED, RESCHEDULING, REMOVED; None for one that is not known."""
@@ -213,15 +213,15 @@ class Placement:
         self._nodes_changed()
         commands: list[Command] = []
         has: set[tuple[bytes, int]] = set()
-        odd: set[tuple[bytes, int]] = set()
+        odd: dict[tuple[bytes, int], None] = {}
         for group_id, index, attempt, committed in held:
             group = self.groups.get(group_id)
             if group is None or group.state == REMOVED or index >= len(group.nodes):
-                odd.add((group_id, -1))
+                odd[group_id, -1] = None
             elif committed and group.nodes[index] == node and group.since[index] == attempt:
                 has.add((group_id, index))
             elif group.phase is None or attempt != group.attempt or index not in group.wanted.get(node, ()):
-                odd.add((group_id, attempt))
+                odd[group_id, attempt] = None
         commands += [("return", node, group_id, attempt, "it was given up") for group_id, attempt in odd]
         for group in list(self.groups.values()):
             lost = [i for i, at in enumerate(group.nodes) if at == node and (group.group_id, i) not in has]

@@ -37,6 +37,7 @@ class Worker:
         "allocation",
         "asked_to_end",
         "blocked",
+        "ending",
         "env",
         "idle_since",
         "job",
@@ -58,6 +59,7 @@ class Worker:
         self.blocked = False
         self.idle_since = 0.0
         self.asked_to_end = False  #: because it is idle, and has not said no: it may be gone at any moment
+        self.ending = False  #: it is being killed: what would be given to it now would meet its end
 
 
 class Allocation:
@@ -114,6 +116,12 @@ class Allocation:
         return self.key if self.guest else self.lease_id
 
 
+def _may_have(worker: Worker, allocation: Allocation) -> bool:
+    """A worker serves one job. An actor gets a process that has run nothing yet: that ends with it, and what
+    others still have of its former tasks would go, too."""
+    return worker.job is None or (worker.job == allocation.job and allocation.actor is None)
+
+
 class Pool:
     """Of one node. `schedule` gives out what becomes free."""
 
@@ -146,7 +154,7 @@ class Pool:
         res.subtract(self.available, allocation.units)
         allocation.gpu_shares = self.bundles.take(allocation)
         self.leases[allocation.lease_id] = allocation
-        worker = self._idle_worker(allocation.env, allocation.job)
+        worker = self._idle_worker(allocation)
         if worker is not None:
             self._bind(allocation, worker, commands)
             return
@@ -155,14 +163,12 @@ class Pool:
             self.starting[allocation.env] = self.starting.get(allocation.env, 0) + 1
             commands.append(("start", allocation.env))
 
-    def _idle_worker(self, env: EnvKey, job: bytes) -> Worker | None:
-        """An idle worker of this environment that has served this job, or none yet: the most recently used
-        first.
-        """
+    def _idle_worker(self, allocation: Allocation) -> Worker | None:
+        """An idle worker of its environment that may have it: the most recently used first."""
         best: Worker | None = None
         for worker in self.workers.values():
-            usable = worker.state == IDLE and not worker.asked_to_end
-            if usable and worker.env == env and worker.job in (None, job):
+            usable = worker.state == IDLE and not worker.asked_to_end and not worker.ending
+            if usable and worker.env == allocation.env and _may_have(worker, allocation):
                 if best is None or (worker.job is not None, worker.idle_since) > (
                     best.job is not None,
                     best.idle_since,
@@ -216,9 +222,13 @@ class Pool:
 
     def _to_awaiting(self, worker: Worker, commands: list[Command]) -> None:
         queue = self._awaiting.get(worker.env)
-        while queue:
-            allocation = queue.popleft()
-            if allocation.lease_id in self.leases:
+        if worker.ending or queue is None:
+            return
+        for allocation in list(queue):
+            if allocation.lease_id not in self.leases:
+                queue.remove(allocation)
+            elif _may_have(worker, allocation):
+                queue.remove(allocation)
                 self._bind(allocation, worker, commands)
                 return
 
@@ -245,6 +255,13 @@ class Pool:
                 commands.append(command)
         return commands + self.schedule()
 
+    def worker_ending(self, worker_id: bytes) -> None:
+        """Its process has been killed, or soon will be. It gets nothing to do any more: a lease that returns
+        before its end is known must not be given to others, who would be told why it was killed."""
+        worker = self.workers.get(worker_id)
+        if worker is not None:
+            worker.ending = True
+
     def worker_gone(self, worker_id: bytes) -> tuple[Allocation | None, list[Command]]:
         """A worker's process has ended: what it held, and what follows."""
         worker = self.workers.pop(worker_id, None)
@@ -254,6 +271,7 @@ class Pool:
         if allocation is not None:
             self._unlend(allocation)
             self._release(allocation)
+            worker.allocation = None  # (it knows its worker: no circle, which would keep the connection)
         return allocation, self.schedule()
 
     def worker_retired(self, worker_id: bytes) -> tuple[Allocation | None, list[Command]]:

@@ -15,6 +15,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from framework._base import labels as lb
+from framework._base import limits
 from framework._base import resources as res
 
 Strategy = list[Any] | None
@@ -86,8 +87,9 @@ class ClusterView:
     def __init__(self, own: bytes | None = None) -> None:
         self.own = own
         self.nodes: dict[bytes, NodeRow] = {}
-        self.dead: dict[bytes, str] = {}  #: nodes that were here, and why they are not any more
-        self.groups_gone: dict[bytes, str] = {}  #: placement groups that are no more, and why
+        #: nodes that were here, and why they are not any more; those that came last
+        self.dead: dict[bytes, str] = {}
+        self.groups_gone: dict[bytes, str] = {}  #: placement groups that are no more, and why; likewise
         self._turn: bytes = own or b""  #: who came last when requests are spread
         self.version = 0  #: grows whenever something here may have changed what `choose` says
 
@@ -128,11 +130,15 @@ class ClusterView:
         self.version += 1
         if self.nodes.pop(node_id, None) is not None or node_id not in self.dead:
             self.dead[node_id] = reason
+            while len(self.dead) > limits.NODES_DEAD_KEPT:
+                del self.dead[next(iter(self.dead))]
 
     def group_gone(self, group: bytes, reason: str) -> None:
         """A placement group was removed: what waits for it never runs."""
         self.version += 1
         self.groups_gone[group] = reason
+        while len(self.groups_gone) > limits.GROUPS_REMOVED_KEPT:
+            del self.groups_gone[next(iter(self.groups_gone))]
 
     def took(self, node_id: bytes, units: Mapping[str, int]) -> None:
         """Something was sent to that node: until its next row it is taken to hold that."""

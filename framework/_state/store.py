@@ -50,7 +50,7 @@ class StoreState:
         self._idle: OrderedDict[bytes, None] = OrderedDict()
         self._idle_copies: OrderedDict[bytes, None] = OrderedDict()
         self._versions = 0
-        self._zombies: set[Block] = set()  #: replaced under their id while still pinned
+        self._zombies: dict[Block, None] = {}  #: replaced under their id while still pinned
         self._placed: dict[int, Block] = {}  #: all that are in memory, replaced ones too, by offset
         self._readers: dict[Hashable, int] = {}  #: pins of sealed blocks, by client
         self._queue: deque[Request] = deque()
@@ -201,9 +201,9 @@ class StoreState:
         if not self._spilling and self._idle:
             self._spill_one(commands)  # there is room, but not in one piece
         if not self._spilling:
-            holders = {*self._regions.values(), *self._readers}
-            commands.extend(("recall", holder, []) for holder in holders - self._recalled)
-            self._recalled |= holders
+            holders = dict.fromkeys([*self._regions.values(), *self._readers])
+            commands.extend(("recall", holder, []) for holder in holders if holder not in self._recalled)
+            self._recalled.update(holders)
         # All else is being read or written: that passes, or the shell gives up after a while.
         return self._disk_trouble is None
 
@@ -283,7 +283,7 @@ class StoreState:
                 old.waiting = []
             if old.pins or old.state in (SPILLING, RESTORING):
                 old.deleting = True
-                self._zombies.add(old)
+                self._zombies[old] = None
             else:
                 self._drop(old, commands)
         self.blocks[block.object_id] = block
@@ -441,7 +441,7 @@ class StoreState:
         if self.blocks.get(block.object_id) is block:
             del self.blocks[block.object_id]
             self._unidle(block.object_id)
-        self._zombies.discard(block)
+        self._zombies.pop(block, None)
         self._forget_space(block)
         if block.path is not None:
             commands.append(("unlink", block.path))

@@ -11,6 +11,7 @@ from an earlier attempt, and gets a credit for each, once its first item has sho
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Sequence
 from typing import Any
 
 
@@ -57,6 +58,12 @@ class StreamState:
             return None
         self.taken += 1
         return self.items.popleft()
+
+    def untake(self, items: Sequence[Any]) -> None:
+        """Items that were taken have not arrived where they were to go: they come first again."""
+        if not self.closed:
+            self.items.extendleft(reversed(items))
+            self.taken -= len(items)
 
     def credits_due(self) -> int:
         """Credits to return to the producer now (0: not worth a frame yet); they count as given."""

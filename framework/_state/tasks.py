@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from typing import Any
 
 #: values of `Template.returns` beside a plain number of returns
@@ -14,12 +15,41 @@ SENT = 2
 FINISHED = 3
 
 
+class Function:
+    """A function as it is sent to workers. `refs`: what it has captured, which lives as long as this.
+    `ended`: hears of its end, by its hash."""
+
+    __slots__ = ("__weakref__", "_ended", "function_hash", "payload", "refs")
+
+    def __init__(self, function_hash: bytes, payload: bytes, refs: list[Any], ended: deque[Any]) -> None:
+        self.function_hash = function_hash
+        self.payload = payload
+        self.refs = refs
+        self._ended = ended
+
+    def __del__(self) -> None:
+        self._ended.append(self.function_hash)
+
+
 class Template:
     """The constant part of many tasks: function, resources, name, retry policy. Sent once per connection,
     then named by its number. `mean_us` follows the measured run time, weighted towards the slow side: sending
-    too little ahead costs a round trip, sending too much ahead of a slow task makes others wait."""
+    too little ahead costs a round trip, sending too much ahead of a slow task makes others wait.
 
-    __slots__ = ("function_hash", "key", "mean_us", "name", "options", "returns", "spec", "tid")
+    It lives as long as a task, or whoever may make one, has it; `ended` hears of its end, by its number."""
+
+    __slots__ = (
+        "_ended",
+        "function",
+        "function_hash",
+        "key",
+        "mean_us",
+        "name",
+        "options",
+        "returns",
+        "spec",
+        "tid",
+    )
 
     def __init__(
         self,
@@ -30,7 +60,11 @@ class Template:
         spec: dict[str, Any],
         options: Any,
         key: Any,
+        function: Function | None = None,
+        ended: deque[Any] | None = None,
     ) -> None:
+        self._ended = ended
+        self.function = function
         self.tid = tid
         self.name = name
         self.returns = returns
@@ -39,6 +73,11 @@ class Template:
         self.options = options
         self.key = key
         self.mean_us: float | None = None
+
+    def __del__(self) -> None:
+        # Anywhere, also inside of the garbage collector.
+        if self._ended is not None:
+            self._ended.append(self.tid)
 
     def measured(self, micros: int) -> None:
         """Take in one measured run time."""
@@ -72,6 +111,7 @@ class TaskRecord:
         "kwargs",
         "lease",
         "lineage",
+        "lost",
         "oom_failures",
         "parent",
         "refs",
@@ -120,5 +160,6 @@ class TaskRecord:
         self.children: set[int] | None = None
         self.extra: dict[str, Any] | None = None
         self.lineage: Any = None  #: of a generator: what its items remember
+        self.lost = False  #: an attempt was lost, after which its results may be anywhere
         self.stands_for = 0  #: the number of the task whose lost results it makes again
         self.again: Any = None  #: the lineage of the generator whose lost items it makes again

@@ -104,6 +104,12 @@ class StoreClient:
                 arena = self._arena
         return arena
 
+    def close(self) -> None:
+        """The session is over: the arena is unmapped with the last view of it, however long this object
+        lives (functions keep what they were prepared for)."""
+        self._kept.clear()
+        self._arena = None
+
     # ---- writing -------------------------------------------------------------------------------------
 
     def write(self, object_id: bytes, wire: Any, owner: bytes) -> int:

@@ -26,6 +26,10 @@ def unpack_frame(data: bytes) -> list[Any]:
     return frame
 
 
+def _no_extension(code: int, data: bytes) -> Any:
+    raise ValueError(f"extension type {code}")
+
+
 class Decoder:
     """Bytes in, frames out, within limits."""
 
@@ -37,6 +41,10 @@ class Decoder:
             raw=False,
             use_list=True,
             strict_map_key=False,
+            ext_hook=_no_extension,  # (`max_ext_len` lets those without content pass)
+            # The buffer at first; it grows with what is fed at a time. (By default it is 1 MB, all of which
+            # is in use in the end, as it is written from one end to the other: so much for each connection.)
+            read_size=min(limits.DECODER_BUFFER, max_frame),
             max_buffer_size=max_frame,
             max_str_len=min(max_frame, limits.MAX_FRAME),
             max_bin_len=min(max_frame, limits.MAX_FRAME),

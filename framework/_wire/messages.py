@@ -10,8 +10,9 @@ and never unpickle them.
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Any, Final
 
+from framework._wire import shapes
 from framework.exceptions import ProtocolError
 
 # connection
@@ -27,6 +28,7 @@ LEASE_INFEASIBLE: Final = 13
 LEASE_RETURN: Final = 14
 LEASE_LOST: Final = 15
 LEASE_PRESSURE: Final = 16
+LEASE_FORGET: Final = 17
 # worker <-> node
 BLOCKED: Final = 20
 UNBLOCKED: Final = 21
@@ -48,6 +50,7 @@ CANCEL: Final = 34
 RECLAIM: Final = 35
 CREDIT: Final = 36
 RELEASE_HELD: Final = 37
+FORGET: Final = 38
 # worker -> owner
 DONE: Final = 40
 DONE_MANY: Final = 41
@@ -66,6 +69,8 @@ CLOSE_STREAM: Final = 55
 RECOVER: Final = 56
 LIST_OBJECTS: Final = 57
 PROCESSES: Final = 58
+CENSUS: Final = 59
+BORROW_AGAIN: Final = 49
 # driver, worker, node <-> head
 JOB_START: Final = 60
 ACTOR_CREATE: Final = 61
@@ -124,6 +129,7 @@ FORWARD_RECALL: Final = 125
 FORWARD_HELD: Final = 126
 FORWARD_FAILED: Final = 127
 FORWARD_KILL: Final = 131
+NEIGHBOUR_MISSED: Final = 133
 # node <-> owner: leases, what came later
 FORWARD_WISH: Final = 132
 LEASE_RECALL: Final = 128
@@ -183,7 +189,7 @@ _NUMBER = (int, float)
 class Message:
     """One row of the catalogue."""
 
-    __slots__ = ("arity", "fields", "is_call", "name", "types")
+    __slots__ = ("arity", "fields", "is_call", "name", "shapes", "types")
 
     def __init__(self, name: str, /, **fields: Types) -> None:
         self.name = name
@@ -191,6 +197,7 @@ class Message:
         self.types: tuple[Types, ...] = tuple(fields.values())
         self.arity = 1 + len(fields)
         self.is_call = self.fields[:1] == ("rid",)
+        self.shapes: tuple[tuple[int, shapes.Shape], ...] = ()  #: by place in the frame, see `SHAPES`
 
 
 CATALOGUE: Final[dict[int, Message]] = {
@@ -209,6 +216,8 @@ CATALOGUE: Final[dict[int, Message]] = {
         priority=int,
         near=bytes,  # the node that holds most of its tasks' arguments; empty: any
     ),
+    # These keys will not be named any more.
+    LEASE_FORGET: Message("lease_forget", keys=list),
     # `wanted` more leases beyond the `seen` grants that had arrived when this was sent: may be repeated.
     LEASE_DEMAND: Message("lease_demand", key=int, wanted=int, seen=int),
     LEASE_GRANT: Message("lease_grant", key=int, lease=int, worker=bytes, address=str, gpus=list),
@@ -232,6 +241,8 @@ CATALOGUE: Final[dict[int, Message]] = {
     # It takes no more tasks, and stays for what it owns: its lease is over.
     RETIRED: Message("retired"),
     FUNCTION: Message("function", hash=bytes, payload=bytes),
+    # Templates and functions (their hashes) that are not named any more by tasks to come.
+    FORGET: Message("forget", templates=list, functions=list),
     TEMPLATE: Message("template", template=int, spec=dict),
     LEASE_BEGIN: Message("lease_begin", lease=int, gpus=list, omp=int),
     TASK: Message("task", unique=int, template=int, args=list, kwargs=_OPT_MAP, extra=_OPT_MAP),
@@ -249,12 +260,17 @@ CATALOGUE: Final[dict[int, Message]] = {
     FETCH: Message("fetch", rid=int, object=bytes, value_wanted=bool),
     BORROW: Message("borrow", rid=int, objects=list),
     UNBORROW: Message("unborrow", objects=list),
-    NEXT_ITEM: Message("next_item", rid=int, generator=bytes),
+    # all that a process borrows, whose connection was lost: [object], and of generators [[object, reader,
+    # items received]]
+    BORROW_AGAIN: Message("borrow_again", rid=int, objects=list, streams=list),
+    NEXT_ITEM: Message("next_item", rid=int, generator=bytes, reader=int, received=int),
     CANCEL_REF: Message("cancel_ref", object=bytes, force=bool, recursive=bool),
     CLOSE_STREAM: Message("close_stream", generator=bytes),
     RECOVER: Message("recover", rid=int, object=bytes, stored=bytes, node=bytes),
     LIST_OBJECTS: Message("list_objects", rid=int),
     PROCESSES: Message("processes", rid=int),
+    # Of a driver, worker, node or head: what it holds, see `framework._service.census`.
+    CENSUS: Message("census", rid=int),
     JOB_START: Message("job_start", rid=int, info=dict),
     ACTOR_CREATE: Message("actor_create", rid=int, actor=bytes, spec=dict),
     ACTOR_FIND: Message("actor_find", rid=int, name=str, namespace=str),
@@ -362,6 +378,7 @@ CATALOGUE: Final[dict[int, Message]] = {
     FORWARD_RECALL: Message("forward_recall", leases=list),
     # All leases that the sender has from the receiver: after a lost connection.
     FORWARD_HELD: Message("forward_held", leases=list),
+    NEIGHBOUR_MISSED: Message("neighbour_missed"),
     FORWARD_KILL: Message("forward_kill", lease=int, reason=str),
     # What waits at the sender, and finds no room here; said again as long as that is so. `waited`: seconds.
     FORWARD_WISH: Message("forward_wish", job=bytes, units=dict, priority=int, waited=_NUMBER),
@@ -408,6 +425,42 @@ CATALOGUE: Final[dict[int, Message]] = {
     NODE_END: Message("node_end", rid=int, node=bytes, reason=str),
 }
 
+SHAPES: Final[dict[int, dict[str, shapes.Shape]]] = {
+    HELLO: {"info": shapes.PEER},
+    LEASE_KEY: {"resources": shapes.units, "env": shapes.maybe(shapes.texts), "strategy": shapes.strategy},
+    TEMPLATE: {"spec": shapes.TASK},
+    FORGET: {"templates": shapes.numbers, "functions": shapes.ids},
+    LEASE_FORGET: {"keys": shapes.numbers},
+    RETURNED: {"uniques": shapes.numbers},
+    STORE_UNPIN: {"objects": shapes.ids, "offsets": shapes.numbers},
+    STORE_FREE: {"objects": shapes.ids},
+    STORE_RECALL: {"objects": shapes.ids},
+    STORE_PIN_MANY: {"objects": shapes.ids},
+    STORE_FREE_AT: {"objects": shapes.ids},
+    STORE_PREFETCH: {"objects": shapes.each(shapes.row(bytes, bytes, int))},
+    OBJECT_FREE: {"objects": shapes.ids},
+    ACTOR_CREATE: {"spec": shapes.ACTOR},
+    ACTOR_PLACE: {"spec": shapes.ACTOR},
+    ACTOR_RUN: {"spec": shapes.ACTOR},
+    ACTOR_REFUSED: {"available": shapes.units},
+    NODE_JOIN: {"info": shapes.NODE},
+    NODE_LOAD: {
+        "available": shapes.units,
+        "pending": shapes.PENDING,
+        "total": shapes.maybe(shapes.units),
+    },
+    FORWARD: {"leases": shapes.numbers, "units": shapes.units, "env": shapes.maybe(shapes.texts)},
+    FORWARD_REFUSED: {"leases": shapes.numbers, "row": shapes.NODE},
+    FORWARD_RECALL: {"leases": shapes.numbers},
+    FORWARD_HELD: {"leases": shapes.numbers},
+    FORWARD_WISH: {"units": shapes.units},
+    GROUP_PREPARE: {"bundles": shapes.BUNDLES},
+    GROUP_COMMIT: {"bundles": shapes.BUNDLES},
+}
+for _opcode, _fields in SHAPES.items():
+    _message = CATALOGUE[_opcode]
+    _message.shapes = tuple((1 + _message.fields.index(name), shape) for name, shape in _fields.items())
+
 #: Frames of the hot path: their fields are taken apart by the handler, so only the length is checked here.
 HOT: Final = frozenset({TASK, DONE, ITEM, REPLY, DONE_MANY})
 
@@ -423,12 +476,41 @@ def check(frame: object) -> int:
     if len(frame) != message.arity:
         raise ProtocolError(f"{message.name}: {len(frame) - 1} fields instead of {message.arity - 1}")
     if opcode not in HOT:
-        for field, value, allowed in zip(message.fields, frame[1:], message.types, strict=True):
-            if not isinstance(value, allowed):
-                raise ProtocolError(f"{message.name}: field {field!r} cannot be {_brief(value)}")
+        _check_fields(message, frame)
+        for place, shape in message.shapes:
+            if not shape(frame[place]):
+                raise ProtocolError(
+                    f"{message.name}: the content of field {message.fields[place - 1]!r} is not as it must be"
+                )
     return opcode
 
 
+def blame(frame: list[Any]) -> None:
+    """After the handler of a message has failed: `ProtocolError` if that was no wonder, as its fields are not
+    what they must be. (Of hot messages they are not looked at before.)"""
+    message = CATALOGUE[frame[0]]
+    if frame[0] in HOT:
+        _check_fields(message, frame)
+    for place, shape in _LATE.get(frame[0], ()):
+        if not shape(frame[place]):
+            raise ProtocolError(f"{message.name}: the content of its fields is not as it must be")
+
+
+_LATE: Final[dict[int, tuple[tuple[int, shapes.Shape], ...]]] = {
+    BORROW: ((2, shapes.ids),),
+    UNBORROW: ((1, shapes.ids),),
+}
+
+
+def _check_fields(message: Message, frame: list[Any]) -> None:
+    for field, value, allowed in zip(message.fields, frame[1:], message.types, strict=True):
+        if not isinstance(value, allowed):
+            raise ProtocolError(f"{message.name}: field {field!r} cannot be {_brief(value)}")
+
+
 def _brief(value: object) -> str:
-    text = repr(value)
-    return f"{type(value).__name__} {text if len(text) <= 60 else text[:57] + '...'}"
+    """What it is. (Not more of it: it may be large, deep, or nothing for the log of others.)"""
+    if value is None or isinstance(value, bool | int | float):
+        return f"{type(value).__name__} {value!r:.30}"
+    size = f" of {len(value)}" if isinstance(value, str | bytes | list | dict) else ""
+    return f"{type(value).__name__}{size}"

@@ -192,7 +192,7 @@ class ActorHost:
         if self._mailbox is not None:
             self._mailbox.post(self._begin, connection, frame)
             return
-        template: ExecTemplate = connection.state.incoming[frame[2]]
+        template: ExecTemplate = frame[2]
         # (An unknown group fails where the call runs.)
         pool = self._pools.get(template.group) or self._pools[None]
         pool.submit(self._in_thread, connection, frame)
@@ -290,7 +290,7 @@ class ActorHost:
 
     def _in_thread(self, connection: Connection, frame: Frame) -> None:
         unique = frame[1]
-        template: ExecTemplate = connection.state.incoming[frame[2]]
+        template: ExecTemplate = frame[2]
         executor = self._executor
         # Before it leaves `_waiting`: a call can be cancelled at any time, here or there.
         context = executor.contexts[unique] = executor.context_of(template, unique, frame[5])
@@ -367,7 +367,7 @@ class ActorHost:
     def _begin(self, connection: Connection, frame: Frame) -> None:
         unique = frame[1]
         executor = self._executor
-        template: ExecTemplate = connection.state.incoming[frame[2]]
+        template: ExecTemplate = frame[2]
         context = executor.contexts[unique] = executor.context_of(template, unique, frame[5])
         if self._waiting.pop(unique, None) is None:
             executor.contexts.pop(unique, None)

@@ -77,7 +77,7 @@ class Executor:
         self._blocks = 0
         self.blocked = False
         self._last_flush = 0
-        self._unflushed: set[Connection] = set()
+        self._unflushed: dict[Connection, None] = {}
         self._leaving: str | None = None  #: an actor that is about to end
         self._retirement: Retirement | None = None  #: it takes no more tasks
         self.job_over = False
@@ -93,8 +93,9 @@ class Executor:
         os.register_at_fork(after_in_child=self._is_forked)
         runtime.peer_handlers.update(
             {
-                m.FUNCTION: lambda _, frame: self.functions.define(frame[1], frame[2]),
+                m.FUNCTION: self._function,
                 m.TEMPLATE: self._template,
+                m.FORGET: self._forget,
                 m.LEASE_BEGIN: self._lease_begin,
                 m.TASK: self._task,
                 m.CANCEL: self._cancel,
@@ -106,8 +107,21 @@ class Executor:
 
     # ---- frames (loop) -------------------------------------------------------------------------------
 
+    def _function(self, connection: Connection, frame: Frame) -> None:
+        connection.state.sources[frame[1]] = self.functions.define(frame[1], frame[2])
+
+    def _forget(self, connection: Connection, frame: Frame) -> None:
+        """(Tasks that have arrived keep what they need.)"""
+        for tid in frame[1]:
+            connection.state.incoming.pop(tid, None)
+        for function_hash in frame[2]:
+            connection.state.sources.pop(function_hash, None)
+
     def _template(self, connection: Connection, frame: Frame) -> None:
-        template = connection.state.incoming[frame[1]] = ExecTemplate(frame[2])
+        template = ExecTemplate(frame[2], connection.state.sources)
+        if template.source is None and template.method is None:
+            raise ProtocolError(f"template {frame[1]} of an unknown function")
+        connection.state.incoming[frame[1]] = template
         if template.strategy is not None and template.strategy[3]:
             self.runtime.captures = True
 
@@ -128,10 +142,13 @@ class Executor:
 
     @staticmethod
     def _check(connection: Connection, frame: Frame) -> None:
+        """A TASK has come: from now on it has its template, instead of the number of that."""
         if type(frame[1]) is not int or type(frame[2]) is not int or type(frame[3]) is not list:
             raise ProtocolError("task: fields of wrong types")
-        if frame[2] not in connection.state.incoming:
+        template = connection.state.incoming.get(frame[2])
+        if template is None:
             raise ProtocolError(f"task of an unknown template {frame[2]!r}")
+        frame[2] = template
 
     def _runs_directly(self, connection: Connection, frame: Frame) -> bool:
         """Main thread, idle: whether it may run what it has read itself."""
@@ -354,7 +371,7 @@ class Executor:
         unflushed = self._unflushed
         while unflushed:
             try:
-                connection = unflushed.pop()
+                connection, _ = unflushed.popitem()
             except KeyError:
                 break
             connection.flush()
@@ -370,7 +387,7 @@ class Executor:
             connection.flush()
             self._last_flush = time.monotonic_ns()
         else:
-            self._unflushed.add(connection)
+            self._unflushed[connection] = None
 
     @staticmethod
     def write_out(connection: Connection) -> None:
@@ -406,8 +423,8 @@ class Executor:
 
     def execute(self, connection: Connection, frame: Frame) -> None:
         """Main thread: run one task and reply."""
-        _, unique, tid, args, kwargs, extra = frame
-        template: ExecTemplate = connection.state.incoming[tid]
+        template: ExecTemplate
+        _, unique, template, args, kwargs, extra = frame
         self.mark_running(unique)
         context = self.context_of(template, unique, extra)
         self.contexts[unique] = context
@@ -500,7 +517,8 @@ class Executor:
         if template.method is not None:
             template.bind(self.actor.method(template.method))
         else:
-            template.bind(self.functions.load(template.function_hash))
+            assert template.source is not None
+            template.bind(template.source.load())
 
     def call(self, unique: int, function: Any, args: list[Any], kwargs: dict[str, Any]) -> Any:
         """User code in the main thread: may be interrupted from the first line to the last, and not

@@ -10,6 +10,7 @@ import threading
 from typing import Any
 
 from framework._base.cluster import ClusterFacts
+from framework._base.secret import hidden
 from framework._net.connection import Connection, Frame
 from framework._net.listener import connect_unix
 from framework._runtime import logs
@@ -34,15 +35,22 @@ def provide_runtime(make: Any) -> None:
 def run_worker(config: dict[str, Any], env: dict[str, str]) -> int:
     """Serve until the node, the driver or the user ends it. Does not return in the normal course. `env`: the
     variables of its runtime environment, which are set already."""
-    session_dir, worker_id = config["session_dir"], config["worker_id"]
-    base = os.path.join(session_dir, "logs", f"worker-{worker_id.hex()[:12]}-{os.getpid()}")
+    name = f"worker-{config['worker_id'].hex()[:12]}-{os.getpid()}"
+    base = os.path.join(config["session_dir"], "logs", name)
     stdio.redirect(base + ".out", base + ".err")
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     _reseed()
+    connected_worker(config, env).run()
+    return 0
+
+
+def connected_worker(config: dict[str, Any], env: dict[str, str]) -> Executor:
+    """A worker's executor and runtime, connected to the node; its `run` is for the process's main thread."""
+    session_dir, worker_id = config["session_dir"], config["worker_id"]
     mine = Config(session_dir=session_dir, worker_id=worker_id, is_driver=False)
     mine.node_id = config["node_id"]
     if config.get("cluster") is not None:
-        mine.join(ClusterFacts.from_dict(config["cluster"]))
+        mine.join(ClusterFacts.from_dict(hidden(config["cluster"])))
     mine.env = env
     runtime: Runtime = _made[0](mine)
     # Before anybody's lease: an owner may be here sooner than the node's WELCOME.
@@ -81,8 +89,7 @@ def run_worker(config: dict[str, Any], env: dict[str, str]) -> int:
     connected.wait()
     if failed:
         raise failed[0]
-    executor.run()
-    return 0
+    return executor
 
 
 def _reseed() -> None:

@@ -17,12 +17,12 @@ if TYPE_CHECKING:
 
 
 def is_needed(executor: Executor, job_over: bool) -> bool:
-    """Loop: whether a worker without a task must stay: work is queued, others hold objects that it owns, or
-    actors that it has created live by a handle that it keeps (unless its job is over). What is only for
-    itself goes with it."""
+    """Loop: whether a worker without a task must stay: work is queued, others hold objects that it owns (or
+    soon will: whoever has got a result with references may be slow to say so), or actors that it has created
+    live by a handle that it keeps (unless its job is over). What is only for itself goes with it."""
     runtime = executor.runtime
     runtime.objects.drain_drops()
-    if executor.queue or executor.contexts or runtime.submitter.tasks:
+    if executor.queue or executor.contexts or runtime.submitter.tasks or runtime.objects.handing_over:
         return True
     if not job_over and runtime.actors.owns_living():
         return True

@@ -3,29 +3,45 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Mapping
 from typing import Any
+from weakref import WeakValueDictionary
 
 from framework._serial.functions import load_function
 from framework._serial.values import decode
 
 
+class Source:
+    """A function as it has arrived, loaded when it is first called."""
+
+    __slots__ = ("__weakref__", "_function", "_payload")
+
+    def __init__(self, payload: bytes) -> None:
+        self._payload: bytes | None = payload
+        self._function: Any = None
+
+    def load(self) -> Any:
+        """The function or class; whatever its unpickling raises."""
+        payload = self._payload
+        if payload is not None:
+            self._function = load_function(payload)
+            self._payload = None
+        return self._function
+
+
 class FunctionCache:
-    """Functions by content hash: their definitions as they arrived, and loaded when first called."""
+    """Functions by content hash, as long as somebody who has sent them may call them: callers that have the
+    same one share it."""
 
     def __init__(self) -> None:
-        self._payloads: dict[bytes, bytes] = {}
-        self._loaded: dict[bytes, Any] = {}
+        self._sources: WeakValueDictionary[bytes, Source] = WeakValueDictionary()
 
-    def define(self, function_hash: bytes, payload: bytes) -> None:
-        self._payloads.setdefault(function_hash, payload)
-
-    def load(self, function_hash: bytes) -> Any:
-        """The function or class; whatever its unpickling raises."""
-        function = self._loaded.get(function_hash)
-        if function is None:
-            function = load_function(self._payloads[function_hash])
-            self._loaded[function_hash] = function
-        return function
+    def define(self, function_hash: bytes, payload: bytes) -> Source:
+        """One that has been sent."""
+        source = self._sources.get(function_hash)
+        if source is None:
+            source = self._sources[function_hash] = Source(payload)
+        return source
 
 
 class ExecTemplate:
@@ -46,14 +62,16 @@ class ExecTemplate:
         "retry",
         "returns",
         "scope",
+        "source",
         "strategy",
     )
 
-    def __init__(self, spec: dict[str, Any]) -> None:
+    def __init__(self, spec: dict[str, Any], sources: Mapping[bytes, Source]) -> None:
         self.name: str = spec["name"]
         self.returns: int = spec["returns"]
         self.function_hash: bytes = spec["hash"]
         self.method: str | None = spec.get("method")
+        self.source: Source | None = sources.get(self.function_hash)  #: a method has none
         self.scope: bytes = spec["scope"]  #: the last 16 bytes of its task ids
         self.max_calls: int = spec.get("max_calls", 0)
         self.resources: dict[str, int] | None = spec.get("resources")

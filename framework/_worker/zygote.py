@@ -20,7 +20,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from framework._base.limits import EARLY_FORKS, EARLY_WAIT, MAX_ZYGOTE_BUFFER
+from framework._base.limits import DECODER_BUFFER, EARLY_FORKS, EARLY_WAIT, MAX_ZYGOTE_BUFFER
 
 PR_SET_PDEATHSIG = 1
 
@@ -60,7 +60,7 @@ def run_zygote(
     os.set_blocking(write_fd, False)
     signal.signal(signal.SIGCHLD, lambda *_: None)
     signal.set_wakeup_fd(write_fd, warn_on_full_buffer=False)
-    unpacker = msgpack.Unpacker(max_buffer_size=MAX_ZYGOTE_BUFFER)
+    unpacker = msgpack.Unpacker(read_size=DECODER_BUFFER, max_buffer_size=MAX_ZYGOTE_BUFFER)
     sock.setblocking(True)
     preload()
     gc.collect()

@@ -116,7 +116,7 @@ class Crew:
         self._lock = threading.Lock()
         self._done = threading.Condition(self._lock)
         self._queue: deque[Call] = deque()
-        self._workers: set[_Worker] = set()
+        self._workers: dict[_Worker, None] = {}
         self._idle: list[_Worker] = []
         self._unfinished = 0
         self._terminated = False
@@ -183,12 +183,12 @@ class Crew:
             with self._lock:
                 if self.closed or self.broken is not None or len(self._workers) >= self.size:
                     return  # (terminating closes, too)
-                self._workers.add(worker := _Worker())
+                self._workers[worker := _Worker()] = None
             try:
                 self._start(worker)
             except BaseException:
                 with self._lock:
-                    self._workers.discard(worker)
+                    self._workers.pop(worker, None)
                 raise
             if not self._patient:
                 self._back(worker)
@@ -233,7 +233,7 @@ class Crew:
     def _kill_all(self) -> None:
         with self._lock:
             calls, self._queue = self._queue, deque()
-            workers, self._workers, self._idle = self._workers, set(), []
+            workers, self._workers, self._idle = self._workers, {}, []
         for call in calls:
             if call.retries >= 0 or call.future.set_running_or_notify_cancel():
                 call.future.set_exception(self._broken_error())
@@ -266,13 +266,14 @@ class Crew:
         """Under the lock: a call, and the worker that shall have it; or a worker to be started for it."""
         if not self._queue:
             if self.closed and self._idle:
-                self._workers.difference_update(self._idle)
+                for worker in self._idle:
+                    del self._workers[worker]
                 self._idle.clear()  # the last handle goes: the actor ends
             return None
         if self._idle:
             worker = self._idle.pop()
         elif len(self._workers) < self.size and self._starting < len(self._queue):
-            self._workers.add(worker := _Worker())
+            self._workers[worker := _Worker()] = None
             if self._patient:
                 return worker, None
         else:
@@ -302,7 +303,7 @@ class Crew:
         except BaseException as error:  # most likely it cannot be pickled
             if worker.handle is None or is_loss(error):
                 with self._lock:
-                    self._workers.discard(worker)
+                    self._workers.pop(worker, None)
             else:
                 self._back(worker)
             future.set_exception(error)
@@ -317,9 +318,9 @@ class Crew:
                 return
             worker.calls += was_used
             if worker.calls == self._tasks_per_worker:
-                self._workers.discard(worker)
+                self._workers.pop(worker, None)
             elif worker.handle is None:
-                self._workers.discard(worker)  # its call was cancelled before it was started
+                self._workers.pop(worker, None)  # its call was cancelled before it was started
             else:
                 self._idle.append(worker)
 
@@ -341,7 +342,7 @@ class Crew:
     def _lost(self, worker: _Worker, call: Call, error: BaseException) -> None:
         session_lost = isinstance(error, SESSION_LOST)
         with self._lock:
-            self._workers.discard(worker)
+            self._workers.pop(worker, None)
             again = call.retries > 0 and self.broken is None and not self._terminated and not session_lost
             if again:
                 call.retries -= 1

@@ -209,9 +209,9 @@ def remove_placement_group(placement_group: PlacementGroup) -> None:
     group_id = _checked(placement_group).id.binary()
     runtime = current()
     if _on_event_loop():
-        runtime.post(runtime.head_link.request, m.GROUP_REMOVE, group_id)
+        runtime.post(runtime.groups.remove, group_id)
     else:
-        runtime.head_call(m.GROUP_REMOVE, group_id)
+        runtime.run_sync(runtime.groups.remove_and_wait(group_id))
 
 
 def get_placement_group(placement_group_name: str) -> PlacementGroup:

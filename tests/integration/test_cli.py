@@ -137,6 +137,10 @@ def test_block(cli: Cli, how: int | str) -> None:
         address = d.expect("A session runs at").split()[-1]
         wait_until(lambda: "drivers: 0" in cli("status", address))
         d.settle()
+        # What it says may be kept in a log: the token is in a file that is named instead.
+        token = Path(address) / "token"
+        assert f"FRAMEWORK_TOKEN=$(cat {token})" in d.text() and token.read_text() not in d.text()
+        assert token.stat().st_mode & 0o777 == 0o600
         if how == "stop":
             cli("stop", address)
         elif how == "crash":

@@ -10,7 +10,6 @@ from __future__ import annotations
 import gc
 import os
 import pickle
-import signal
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -21,6 +20,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 import framework as fw
+from framework._base import limits
 from framework._runtime.current import current
 from framework.exceptions import OwnerDiedError
 from framework.util.state import list_objects, store_stats
@@ -422,7 +422,7 @@ def test_references_put_inside_of_puts(session: object) -> None:
     del found
 
 
-def test_references_captured_by_functions_and_classes_live_as_long_as_the_process(session: object) -> None:
+def test_references_captured_by_functions_live_as_long_as_those(session: object) -> None:
     ref = fw.put(np.ones(LARGE))
     object_id = ref.hex()
 
@@ -433,18 +433,25 @@ def test_references_captured_by_functions_and_classes_live_as_long_as_the_proces
 
         return use
 
+    def define(number: int) -> None:
+        @fw.remote
+        def other() -> int:
+            return number
+
+        assert get(other.remote()) == number
+
     use = make(ref)
     del ref
     for _ in range(3):
         assert get(use.remote()) == LARGE
     gc.collect()
     assert object_id in owned_ids()
-    hashes = current().catalogue._functions
-    (found,) = [h for h, (_, refs) in hashes.items() if any(r.hex() == object_id for r in refs)]
-    del use, hashes[found]
-    # Workers that have loaded the function hold what it captured for as long as they live.
-    for pid in {row["pid"] for row in live_rows() if row["reference_type"] == "BORROWED"}:
-        os.kill(pid, signal.SIGKILL)
+    del use
+    gc.collect()
+    assert object_id in owned_ids()  # it is one of those that came last
+    for number in range(limits.FUNCTIONS_KEPT):
+        define(number)
+    wait_until(lambda: object_id not in owned_ids())
 
 
 def test_a_reference_pickled_by_the_user_is_pinned_for_good(session: object) -> None:

@@ -142,6 +142,14 @@ def test_web_client_against_a_running_service(tmp_path: Path) -> None:
             service.communicate()
 
 
+def test_simulated_bank(tmp_path: Path) -> None:
+    pytest.importorskip("greenlet")
+    output = run(tmp_path, "simulated_bank.py", "--seeds", "30")
+    found = re.search(r"careless bank: under seed (\d+) the audit found 1\d\d instead of 200", output)
+    assert found is not None, output
+    assert "careful bank: right under all of 30 seeds" in output
+
+
 def test_every_example_is_run() -> None:
     source = Path(__file__).read_text()
     for path in EXAMPLES.glob("*.py"):

@@ -17,7 +17,15 @@ pytestmark = [pytest.mark.integration, pytest.mark.slow]
 
 @pytest.mark.parametrize(
     "guide",
-    ["actors.md", "cluster.md", "placement_groups.md", "scheduling.md", "sessions.md", "supervision.md"],
+    [
+        "actors.md",
+        "cluster.md",
+        "placement_groups.md",
+        "scheduling.md",
+        "sessions.md",
+        "simulation.md",
+        "supervision.md",
+    ],
 )
 def test_the_snippets_of_a_guide_are_one_program(guide: str, tmp_path: Path) -> None:
     text = (ROOT / "docs" / guide).read_text()

@@ -559,3 +559,35 @@ def test_the_format_of_log_lines(tmp_path: Path) -> None:
     with Driver(LOGGING.format(arguments="logging_format='<%(message)s>'"), tmp_path) as driver:
         assert driver.finish() == 0, driver.text()
     assert "<info here>" in driver.err and any(line.endswith(") <info there>") for line in driver.err)
+
+
+MEMORY = """
+import gc
+import numpy as np
+import framework as fw
+
+def mapped():
+    gc.collect()
+    return sum("/memfd:framework" in line for line in open("/proc/self/maps"))
+
+@fw.remote
+def make():
+    return np.ones(1_000_000)
+
+fw.init(num_cpus=1, log_to_driver=False)
+view = fw.get(make.remote(), timeout=20)
+counts = [mapped()]
+fw.shutdown()
+counts.append(mapped())
+print(view.sum())
+del view
+print("RESULT", counts + [mapped()])
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="there is no /proc")
+def test_shared_memory_goes_with_the_session_and_the_last_view(tmp_path: Path) -> None:
+    """A remote function, which keeps what it was prepared for, does not keep it."""
+    with Driver(MEMORY, tmp_path) as driver:
+        assert driver.finish() == 0, driver.text()
+    assert "RESULT [1, 1, 0]" in driver.out, driver.text()

@@ -404,6 +404,40 @@ def test_what_is_beside_it_lives_on(tmp_path: Path) -> None:
     assert fw.get([actor.where.remote() for actor in actors], timeout=20) == pids
 
 
+def test_nothing_is_put_on_a_lease_of_a_group_that_is_gone() -> None:
+    for _ in range(10):
+        group = placement_group([{"CPU": 1}])
+        task = where.options(scheduling_strategy=within(group))
+        assert fw.get(task.remote(), timeout=20) == group  # its lease is idle now
+        remove_placement_group(group)
+        with pytest.raises(TaskPlacementGroupRemoved):
+            fw.get(task.remote(), timeout=20)
+
+
+def test_what_others_have_of_a_worker_outlives_the_group_that_it_has_served(tmp_path: Path) -> None:
+    @fw.remote(num_cpus=1)
+    def make(number: int) -> tuple[int, list[Any]]:
+        (tmp_path / f"made-{number}").touch()
+        wait_until(lambda: len(list(tmp_path.glob("made-*"))) == 4)  # four processes
+        return os.getpid(), [fw.put(number)]
+
+    @fw.remote(num_cpus=1)
+    def serve(number: int) -> int:
+        (tmp_path / f"served-{number}").touch()
+        wait_until(lambda: len(list(tmp_path.glob("served-*"))) == 4)
+        return os.getpid()
+
+    made = fw.get([make.remote(number) for number in range(4)], timeout=30)
+    group = placement_group([{"CPU": 4}])
+    strategy = within(group)
+    served = [serve.options(scheduling_strategy=strategy).remote(number) for number in range(4)]
+    pids = fw.get(served, timeout=30)
+    remove_placement_group(group)
+    assert {pid for pid, _ in made} & set(pids), "none of them was used again"
+    assert fw.get(where.options(num_cpus=4).remote(), timeout=20) is None  # all is given back
+    assert [fw.get(refs[0], timeout=10) for _, refs in made] == [0, 1, 2, 3]
+
+
 # ---- GPUs --------------------------------------------------------------------------------------------
 
 

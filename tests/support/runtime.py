@@ -16,6 +16,7 @@ from framework._runtime.objects import Objects
 from framework._state.objects import FAILED, Entry
 from framework._state.tasks import FINISHED, TaskRecord
 from framework._wire.codec import new_packer
+from framework.exceptions import ConnectionFailedError
 
 
 class Ref:
@@ -35,6 +36,7 @@ class FakeConnection:
     def __init__(self, name: str) -> None:
         self.name = name
         self.closed = False
+        self.state = SimpleNamespace(address=name, borrows=False)
         self.casts: list[tuple[Any, ...]] = []
         self.replies: dict[int, Any] = {}
         self.calls: list[tuple[tuple[Any, ...], Future[Any]]] = []
@@ -65,7 +67,16 @@ class FakeRuntime:
         self.discarded: list[Any] = []
         self.freed: list[bytes] = []
         self.task_runs = False
-        self.peers = SimpleNamespace(connect=self._connect, existing=self.connections.get)
+        self.timers: deque[tuple[Callable[..., object], tuple[object, ...]]] = deque()
+        self.loop = SimpleNamespace(call_later=self._call_later)
+        self.over: set[str] = set()  #: processes that have ended
+        self.present: set[str] = set()  #: those that have a connection to this one
+        self.peers = SimpleNamespace(
+            connect=self._connect,
+            existing=self.connections.get,
+            is_over=lambda connection: connection.name in self.over,
+            is_present=self.present.__contains__,
+        )
         self.streams, self.store = mock.Mock(), mock.Mock()
         self.pack = new_packer()
         self.uniques = itertools.count(1_000)
@@ -75,6 +86,23 @@ class FakeRuntime:
 
     def _connect(self, address: str) -> FakeConnection | None:
         return None if address in self.gone else self.to(address)
+
+    def _call_later(self, seconds: float, function: Callable[..., object], *args: object) -> Any:
+        self.timers.append((function, args))
+        return mock.Mock()
+
+    def lose(self, address: str) -> FakeConnection:
+        """The connection to this process is lost, which lives unless it is `over`."""
+        connection = self.connections.pop(address)
+        connection.closed = True
+        if address in self.over:
+            self.objects.process_lost(connection)
+        else:
+            self.objects.connection_lost(connection)
+        for _, future in connection.calls:
+            if not future.done():
+                future.set_exception(ConnectionFailedError("the connection was lost"))
+        return connection
 
     def to(self, address: str) -> FakeConnection:
         """The connection to this process."""

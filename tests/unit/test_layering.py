@@ -3,7 +3,7 @@
 A module may import only from layers further left:
 
     _base, exceptions < _wire | _serial < _state < _net < _service < _store < _runtime
-        < _head | _node | _worker < public
+        < _head | _node | _worker < public < _sim < testing
 
 Modules in a private package without a layer are reported too, so that a new one has to be placed.
 """
@@ -32,6 +32,8 @@ ORDER: tuple[tuple[str, ...], ...] = (
     ("_runtime",),
     ("_head", "_node", "_worker"),
     ("public",),
+    ("_sim",),  # the simulated system: puts itself in the place of everything, and nothing knows of it
+    ("testing",),
 )
 RANK = {layer: rank for rank, row in enumerate(ORDER) for layer in row}
 
@@ -82,8 +84,10 @@ def module_name(root: Path, path: Path) -> str:
 
 
 def layer_of(module: str) -> str:
-    """The layer of a module of the package: its private sub-package, "exceptions", or "public"."""
+    """The layer of a module of the package: its private sub-package, "exceptions", "testing", or "public"."""
     parts = module.split(".")
+    if parts[1:2] == ["testing"]:
+        return "testing"
     if len(parts) > 1 and parts[1] not in PUBLIC_MODULES and (parts[1][0] == "_" or parts[1] == "exceptions"):
         return parts[1]
     return "public"
@@ -257,6 +261,8 @@ ALLOWED = {
     "_head/__init__.py": "",
     "object_ref.py": "import framework._node.service\nfrom framework import remote\n",
     "_api.py": "import framework._node.service\nfrom framework import object_ref\n",
+    "_sim/kernel.py": "import framework._node.service, framework\nfrom framework import object_ref, _api\n",
+    "testing/__init__.py": "from framework._sim import kernel\nimport framework\n",
 }
 
 
@@ -295,6 +301,10 @@ PLANTED = [
         "_head is further right",
         id="dynamic",
     ),
+    pytest.param("_node/a.py", "def f():\n    import framework._sim.kernel\n", "_sim is further", id="sim"),
+    pytest.param("_api.py", "import framework._sim.kernel\n", "_sim is further right", id="public-sim"),
+    pytest.param("_api.py", "from framework import testing\n", "testing is further right", id="testing"),
+    pytest.param("_sim/a.py", "import framework.testing\n", "testing is further right", id="sim-testing"),
     pytest.param("_store/utils.py", "", "no grab bags", id="utils"),
     pytest.param("_misc.py", "", "_misc has no layer", id="unknown-layer"),
     pytest.param("object_ref.py", "import framework._misc\n", "which has no layer", id="unknown-target"),

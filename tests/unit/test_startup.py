@@ -11,7 +11,19 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-HEAVY = ("numpy", "pandas", "pyarrow", "multiprocessing", "tempfile", "fsspec", "unittest", "email", "http")
+HEAVY = (
+    "framework._sim",
+    "greenlet",
+    "numpy",
+    "pandas",
+    "pyarrow",
+    "multiprocessing",
+    "tempfile",
+    "fsspec",
+    "unittest",
+    "email",
+    "http",
+)
 
 
 def loaded(statements: str) -> set[str]:

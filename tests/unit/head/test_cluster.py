@@ -17,7 +17,7 @@ from framework._base.cluster import ClusterFacts
 from framework._head.cluster import ClusterHead
 from framework._head.storage import Storage
 from framework._wire import messages as m
-from framework.exceptions import NodeFencedError
+from framework.exceptions import LocalNodeDiedError, NodeFencedError
 from support.connections import Recorder
 
 ONE, TWO = b"1" * 28, b"2" * 28
@@ -332,6 +332,20 @@ async def test_the_death_of_a_node_is_the_end_of_its_owners(world: World) -> Non
     assert [frame[0] for frame in one.take(m.ACTOR_END)] == [ACTOR]
 
 
+async def test_who_has_ended_with_his_node_and_does_not_know_makes_nothing(world: World) -> None:
+    """Nobody would end it: he is gone already."""
+    one, two = world.node(ONE), world.node(TWO)
+    driver = world.driver(node=TWO)
+    world.tell(two, m.NODE_LEAVE, "cable")
+    group = {"strategy": "PACK", "bundles": [{"CPU": CPU}], "name": "", "namespace": ""}
+    group |= {"job": b"\1\0\0\0", "actor": b"", "detached": False}
+    for asked in (m.ACTOR_CREATE, ACTOR, spec()), (m.GROUP_CREATE, b"g" * 18, group):
+        with pytest.raises(LocalNodeDiedError, match="declared dead: cable"):
+            world.ask(driver, *asked)
+        world.ask(world.driver(b"e" * 28), *asked)
+    assert len(placed(one)) == 1
+
+
 # ---- drains ----------------------------------------------------------------------------------------------
 
 
@@ -384,6 +398,21 @@ async def test_after_a_restart_it_goes_on(world: World) -> None:
     driver = world.driver()
     world.tell(driver, m.ACTOR_WATCH, OTHER)
     assert states(driver) == ["ALIVE"]
+
+
+async def test_a_verdict_that_the_disk_did_not_take_stays_one(world: World) -> None:
+    """The others have heard of it: it must not come back for some of them."""
+    three = b"3" * 28
+    world.node(ONE), world.node(TWO)
+    world.restart()
+    two = world.node(TWO)
+    world.node(ONE, gone=[[TWO, "silence"], [three, "silence"], [ONE, "never of oneself"]])
+    assert two.closed
+    world.restart()
+    for node_id in (TWO, three):
+        with pytest.raises(NodeFencedError):
+            world.node(node_id)
+    world.node(ONE)
 
 
 async def test_what_happened_while_the_head_was_away(world: World) -> None:

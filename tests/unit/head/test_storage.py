@@ -133,6 +133,29 @@ def test_a_torn_log_costs_only_what_was_not_committed(path: str) -> None:
     again.close()
 
 
+def test_the_log_begins_anew_when_it_is_folded_in(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    storage = Storage(path)
+    for number in range(100):
+        storage.put("a", b"%d" % number, bytes(3_000))
+        storage.commit()
+    assert os.path.getsize(f"{path}-wal") > 300_000
+    storage._checkpoint()
+    assert os.path.getsize(f"{path}-wal") == 0
+    # Small changes count as what they take: whole pages.
+    monkeypatch.setattr(limits, "HEAD_LOG_BYTES", 100_000)
+    for number in range(100):
+        storage.put("b", b"%d" % number, b"x")
+        storage.commit()
+        if storage._folding is not None:
+            storage._folding.join()
+            assert os.path.getsize(f"{path}-wal") < 120_000
+    assert storage._folding is not None
+    storage.close()
+    again = Storage(path)
+    assert (len(again.all("a")), len(again.all("b"))) == (100, 100)
+    again.close()
+
+
 def test_the_log_is_folded_in(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(limits, "HEAD_LOG_BYTES", 100_000)
     storage = Storage(path)

@@ -285,7 +285,7 @@ async def test_a_handler_that_fails_does_not_end_the_connection(caplog: pytest.L
         raise ZeroDivisionError("oops")
 
     async with pair(right={"UNBORROW": fails, "RESOURCES": answer}) as (a, b):
-        a.connection.cast(ITEM, [1])
+        a.connection.cast(ITEM, [b"1"])
         assert await a.connection.call(m.RESOURCES, False) == {"seen": False}
     assert "oops" in caplog.text
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
 from collections.abc import Callable
 from pathlib import Path
@@ -170,18 +171,19 @@ async def test_sockets_are_private_and_paths_may_be_long(tmp_path: Path) -> None
 
 
 async def test_peers_of_other_users_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("framework._net.listener.peer_uid", lambda sock: 4711)
+    found = [os.getuid(), 4711, 4711]  # as the client, the server, and another client see the other end
+    monkeypatch.setattr("framework._net.listener.peer_uid", lambda sock: found.pop(0))
     server = Server(tmp_path / "s")
     client = Client(tmp_path / "s")
     client.connection.cast(*hello("owner", b"me"))
     await spin(lambda: client.closed)
     assert not server.joined and not server.listener.connections
+    with pytest.raises(PermissionError, match="another user"):
+        connect_unix(str(tmp_path / "s"))
     server.listener.close()
 
 
 def test_the_user_at_the_other_end() -> None:
-    import os
-
     with socket.socketpair()[0] as sock:
         assert peer_uid(sock) in (os.getuid(), None)
 

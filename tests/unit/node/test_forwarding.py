@@ -69,15 +69,18 @@ class Loop:
 class Link:
     """One end of a connection between two nodes."""
 
-    def __init__(self, ident: bytes) -> None:
+    def __init__(self, ident: bytes, refused: Callable[[Link], None] = lambda link: None) -> None:
         self.ident = ident
         self.inbox: deque[list[Any]] = deque()
         self.other: Link
         self.closed = False
+        self.refused = refused
 
     def cast(self, *frame: Any) -> None:
         m.check(list(frame))
-        if not self.closed:
+        if not self.closed and self.other.closed:
+            self.refused(self)  # the other side knows nothing of this connection
+        elif not self.closed:
             self.other.inbox.append(list(frame))
 
 
@@ -85,8 +88,9 @@ class Neighbours:
     def __init__(self, world: World, node_id: bytes) -> None:
         self._world = world
         self._node_id = node_id
-        self.handlers: dict[int, Any] = {}
+        self.handlers: dict[int, Any] = {m.NEIGHBOUR_MISSED: self._has_missed}
         self.on_lost: list[Callable[[Any], None]] = []
+        self.on_missed: list[Callable[[bytes], None]] = []
         self.on_gone: list[Callable[[bytes, str], None]] = []
 
     def connection(self, node_id: bytes) -> Link | None:
@@ -94,6 +98,21 @@ class Neighbours:
 
     def dead(self, node_id: bytes) -> str | None:
         return "dead" if node_id not in self._world.nodes else None
+
+    def lost(self, link: Link) -> None:
+        """As the real ones do it."""
+        for told in self.on_lost:
+            told(link)
+        self._world.loop.call_later(0.1, self._tell, link.ident)
+
+    def _tell(self, node_id: bytes) -> None:
+        link = self.connection(node_id) if self._node_id in self._world.nodes else None
+        if link is not None:
+            link.cast(m.NEIGHBOUR_MISSED)
+
+    def _has_missed(self, link: Link, frame: list[Any]) -> None:
+        for told in self.on_missed:
+            told(link.ident)
 
 
 class Nothing:
@@ -230,7 +249,8 @@ class World:
     def __init__(self) -> None:
         self.loop = Loop()
         self.nodes: dict[bytes, Node] = {}
-        self.links: dict[tuple[bytes, bytes], Link] = {}
+        self.links: dict[tuple[bytes, bytes], Link] = {}  #: what the first one uses to reach the second
+        self.ends: dict[Link, tuple[bytes, bytes]] = {}
         self.walls: set[frozenset[bytes]] = set()  #: nodes that cannot reach each other
         for number, total in (
             (1, {"CPU": 2 * CPU}),
@@ -248,32 +268,48 @@ class World:
         if frozenset((here, there)) in self.walls:
             lost = Link(there)
             lost.closed = True
-            node = self.nodes[here]
-            self.loop.call_soon(lambda: [told(lost) for told in node.neighbours.on_lost])
+            self.loop.call_soon(self.nodes[here].neighbours.lost, lost)
             return lost
         if (here, there) not in self.links:
-            mine, theirs = Link(there), Link(here)
+            mine, theirs = Link(there, self._refused), Link(here, self._refused)
             mine.other, theirs.other = theirs, mine
-            self.links[here, there], self.links[there, here] = mine, theirs
+            self.links[here, there] = mine
+            self.ends[mine], self.ends[theirs] = (here, there), (there, here)
+            self.links.setdefault((there, here), theirs)  # it goes on with the one it knows, if there is one
         return self.links[here, there]
 
-    def deliver(self, pair: tuple[bytes, bytes], twice: bool = False) -> None:
-        """The next frame from the second to the first."""
-        link = self.links[pair]
+    def _refused(self, link: Link) -> None:
+        self.loop.call_soon(self._lose, link)
+
+    def _lose(self, link: Link) -> None:
+        """One end of a connection learns that it is no more; what was on its way there is lost."""
+        if not link.closed:
+            link.closed = True
+            pair = self.ends.pop(link)
+            if self.links.get(pair) is link:
+                del self.links[pair]
+                others = [other for other, ends in self.ends.items() if ends == pair]
+                if others:
+                    self.links[pair] = others[0]
+            if pair[0] in self.nodes:
+                self.nodes[pair[0]].neighbours.lost(link)
+
+    def busy(self) -> list[Link]:
+        """Ends of connections where something has come."""
+        return [link for link in self.ends if link.inbox]
+
+    def deliver(self, link: Link, twice: bool = False) -> None:
+        """The next frame that has come there."""
         frame = link.inbox.popleft()
         for _ in range(1 + twice):
-            self.nodes[pair[0]].neighbours.handlers[frame[0]](link, frame)
+            self.nodes[self.ends[link][0]].neighbours.handlers[frame[0]](link, frame)
 
-    def cut(self, pair: tuple[bytes, bytes]) -> None:
-        """The connection is lost, and all that was on its way."""
-        here, there = pair
-        ends = [self.links.pop((here, there)), self.links.pop((there, here))]
-        for link in ends:
-            link.closed = True
-        for node_id, link in zip(pair, ends, strict=True):
-            if node_id in self.nodes:
-                for told in self.nodes[node_id].neighbours.on_lost:
-                    told(link)
+    def cut(self, link: Link, only_here: bool = False) -> None:
+        """The connection is lost, and all that was on its way. `only_here`: the other side learns of it when
+        it says something."""
+        self._lose(link)
+        if not only_here:
+            self._lose(link.other)
 
     def kill(self, node_id: bytes) -> None:
         """A node and its owners die, and the others hear of it."""
@@ -281,8 +317,8 @@ class World:
         for owner in [owner for owner in self.owners if owner.node.node_id == node_id]:
             owner.closed = True
             self.owners.remove(owner)
-        for pair in [pair for pair in self.links if pair[0] == node_id]:
-            self.cut(pair)
+        for link in [link for link, pair in self.ends.items() if pair[0] == node_id]:
+            self.cut(link)
         for node in self.nodes.values():
             for told in node.neighbours.on_gone:
                 told(node_id, "pulled the plug")
@@ -299,8 +335,8 @@ class World:
             while busy:
                 turns = [node.processes.turn() for node in self.nodes.values()]  # (all of them)
                 busy = any(turns)
-                for pair in [pair for pair, link in self.links.items() if link.inbox]:
-                    self.deliver(pair)
+                for link in self.busy():
+                    self.deliver(link)
                     busy = True
                 for owner in self.owners:
                     for number in list(owner.recalled):
@@ -372,19 +408,19 @@ class Machine(RuleBasedStateMachine):
 
     @rule(data=st.data(), twice=st.booleans())
     def deliver(self, data: Any, twice: bool) -> None:
-        pairs = [pair for pair, link in self.world.links.items() if link.inbox]
-        if pairs:
-            self.world.deliver(self.pick(data, pairs), twice)
+        links = self.world.busy()
+        if links:
+            self.world.deliver(data.draw(st.sampled_from(links)), twice)
 
     @rule()
     def workers(self) -> None:
         for node in self.world.nodes.values():
             node.processes.turn()
 
-    @rule(data=st.data())
-    def cut(self, data: Any) -> None:
-        if self.world.links:
-            self.world.cut(self.pick(data, self.world.links))
+    @rule(data=st.data(), only_here=st.booleans())
+    def cut(self, data: Any, only_here: bool) -> None:
+        if self.world.ends:
+            self.world.cut(data.draw(st.sampled_from(list(self.world.ends))), only_here)
 
     @rule(data=st.data())
     def worker_dies(self, data: Any) -> None:
@@ -487,12 +523,44 @@ def test_leases_outlive_a_lost_connection() -> None:
     world.owners.append(owner)
     owner.demand(0, 6)
     world.settle()
-    for pair in sorted(world.links):
-        if pair in world.links:
-            world.cut(pair)
+    for link in list(world.ends):
+        if link in world.ends:
+            world.cut(link)
     world.settle()
     world.check()
     assert len(owner.leases) == 6 and owner.seen[0] == 6
+
+
+def test_an_answer_that_is_said_into_a_connection_that_the_other_side_has_lost() -> None:
+    """As seed 2510 of the simulation had it: the request came by a new connection, its answer went into the
+    old one, and only the one who had answered was told that this had not arrived."""
+    world = World()
+    here, there = bytes([1]) * 28, bytes([2]) * 28
+    owner = Owner(world.nodes[here], b"jobA")
+    world.owners.append(owner)
+    link = world.link(here, there)
+    assert link is not None
+    world.cut(link, only_here=True)
+    owner.demand(0, 4)
+    world.settle()
+    world.check()
+    assert len(owner.leases) == 4
+
+
+def test_the_end_of_a_worker_elsewhere_is_wanted_until_it_has_come() -> None:
+    world = World()
+    here, there = bytes([1]) * 28, bytes([2]) * 28
+    owner = Owner(world.nodes[here], b"jobA")
+    world.owners.append(owner)
+    owner.demand(0, 4)
+    world.settle()
+    away = world.nodes[here].state.away.at(there)[0]
+    link = world.links[here, there]
+    world.nodes[here].forwarding.kill(away.worker_id, owner, "its owner has lost the connection to it")
+    world.cut(link)
+    world.settle()
+    assert away.worker_id not in world.nodes[there].state.workers
+    world.check()
 
 
 def test_a_job_gets_its_share_of_what_another_holds() -> None:

@@ -25,6 +25,7 @@ class Heads:
         self.directory = directory
         self.children: list[Child] = []
         self.serve = True
+        self.excuse = b"!the port is taken"
         self.begin()
 
     def begin(self) -> Child:
@@ -39,7 +40,7 @@ class Heads:
             child = self.begin()
             ready.send(b"1")
             return child
-        ready.send(b"!the port is taken")
+        ready.send(self.excuse)
         child = spawn(["/bin/true"], env={})
         self.children.append(child)
         return child
@@ -96,11 +97,25 @@ async def test_one_that_has_died_before_it_was_watched(heads: Heads) -> None:
 async def test_one_that_does_not_come_up_is_tried_again(
     heads: Heads, caplog: pytest.LogCaptureFixture
 ) -> None:
+    """What is in its way may pass, as a full disk does: that does not count as a death."""
     keeper = keeper_of(heads)
     heads.serve = False
     heads.kill()
-    await until(lambda: "is not started any more" in caplog.text)
+    await until(lambda: len(heads.children) > limits.HEAD_RESTARTS + 3)
     assert "the head did not start: the port is taken" in caplog.text
+    heads.serve = True
+    await until(lambda: keeper._watched >= 0)
+    keeper.stop()
+
+
+async def test_one_that_dies_at_its_start_and_does_not_say_why(
+    heads: Heads, caplog: pytest.LogCaptureFixture
+) -> None:
+    keeper = keeper_of(heads)
+    heads.serve, heads.excuse = False, b""
+    heads.kill()
+    await until(lambda: "is not started any more" in caplog.text)
+    assert "the head did not start: see logs/head.err" in caplog.text
     keeper.stop()
 
 

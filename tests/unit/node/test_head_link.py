@@ -222,6 +222,30 @@ async def test_deaths_that_were_missed_are_told(head: Head, make: Callable[..., 
     await until(lambda: node.gone == [other.node_id])
 
 
+@pytest.mark.parametrize("lives", [True, False])
+async def test_a_head_that_has_forgotten_who_had_joined(
+    head: Head, make: Callable[..., Node], monkeypatch: pytest.MonkeyPatch, lives: bool
+) -> None:
+    """Its disk had not taken it. Whom it does not know (yet) is not dead for that."""
+    node, other = make(b"n"), make(b"o")
+    await until(lambda: node.joins and any(row["node_id"] == other.node_id for row in node.rows))
+    monkeypatch.setattr(limits, "HEARTBEAT", 0.01)
+    monkeypatch.setattr(limits, "NODE_BACK_AFTER_RESTART", 5.0 if lives else 0.01)
+    if not lives:
+        other.link.stop()
+    head.end()
+    storage = Storage(str(head.directory / "head.db"))
+    storage.delete("node", other.node_id)
+    storage.close()
+    head.begin()
+    if lives:
+        await until(lambda: other.node_id in node.link._known and head.service.count_nodes() == 2)
+        node.link._late([other.node_id])
+        assert node.gone == []
+    else:
+        await until(lambda: node.gone == [other.node_id])
+
+
 async def test_a_head_that_never_answers_is_given_up(head: Head, make: Callable[..., Node]) -> None:
     head.end()
     node = make(join_timeout=0.1)

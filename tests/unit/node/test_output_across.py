@@ -104,6 +104,18 @@ async def test_lines_go_where_the_head_says() -> None:
     assert peer.sent == [(m.OUTPUT, JOB, "10.0.0.1", 5, False, [["task", text]]) for text in "abcd"]
 
 
+async def test_jobs_whose_lines_nobody_wants_are_remembered_up_to_a_bound() -> None:
+    output, head, peer = Output(), Head(None), Peer()
+    across = make(output, head, peer)
+    assert output.elsewhere is not None
+    for number in range(limits.JOBS_OVER_KEPT + 20):
+        output.elsewhere(number.to_bytes(4, "little"), batch("late"))
+        await settle()
+    assert len(across._where) == limits.JOBS_OVER_KEPT
+    assert (limits.JOBS_OVER_KEPT + 19).to_bytes(4, "little") in across._where
+    assert peer.sent == []
+
+
 async def test_nobody_wants_them() -> None:
     output, head, peer = Output(), Head(None), Peer()
     across = make(output, head, peer)

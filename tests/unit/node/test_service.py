@@ -21,6 +21,7 @@ from support.connections import Recorder
 
 JOB, OTHER_JOB = b"\1\0\0\0", b"\2\0\0\0"
 ACTOR = b"a" * 16
+GROUP = b"g" * 18
 CPU = 10_000
 
 
@@ -89,10 +90,16 @@ class World:
         return worker
 
     async def exit(self, worker: Recorder, status: int = signal.SIGKILL) -> None:
-        """Its process ends, as the zygote tells it."""
-        self.zygote.send(msgpack.packb(["exited", worker.peer["pid"], status]))
-        await spin(lambda: worker.ident not in self.service.processes.by_id)
+        """Its process ends, as the zygote tells it, and its connection."""
+        await self.exited(worker, status)
         self.service.peer_lost(worker)
+        assert worker.ident not in self.service.processes.by_id
+
+    async def exited(self, worker: Recorder, status: int = signal.SIGKILL) -> None:
+        """The zygote tells of its end, and nothing has been read from its connection yet."""
+        process = self.service.processes.by_id[worker.ident]
+        self.zygote.send(msgpack.packb(["exited", worker.peer["pid"], status]))
+        await spin(lambda: process.status is not None)
 
     def driver(self, job: bytes = JOB) -> Recorder:
         driver = Recorder("driver", job * 7, job=job)
@@ -211,6 +218,34 @@ async def test_an_actor_from_placement_to_its_end(world: World) -> None:
     assert (actor, incarnation) == (ACTOR, 0) and "no handle is left" in detail
 
 
+async def test_what_a_worker_said_last_counts_though_its_end_is_told_first(world: World) -> None:
+    worker = await world.worker()
+    world.place()
+    world.tell(worker, m.ACTOR_UP, ACTOR, None)
+    await world.exited(worker, 0)
+    assert world.head.take(m.ACTOR_GONE) == [], "there may be more to read from it"
+    world.tell(worker, m.LEAVING, "exit_actor() was called")
+    world.service.peer_lost(worker)
+    ((actor, _, detail, intended, *_),) = world.head.take(m.ACTOR_GONE)
+    assert (actor, intended) == (ACTOR, True) and "exit_actor" in detail
+
+
+async def test_a_dead_worker_whose_connection_a_child_of_it_keeps_open(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limits, "EXIT_GRACE", 0.01)
+    worker = await world.worker()
+    world.place()
+    world.tell(worker, m.ACTOR_UP, ACTOR, None)
+    await world.exited(worker)
+    world.service.processes.end(worker.ident, "too late", intended=True)
+    assert os.waitpid(worker.peer["pid"], os.WNOHANG) == (0, 0), "its pid may be another's by now"
+    await spin(lambda: worker.closed)
+    world.service.peer_lost(worker)
+    ((_, _, detail, intended, *_),) = world.head.take(m.ACTOR_GONE)
+    assert "SIGKILL" in detail and not intended
+
+
 async def test_an_actor_that_fits_nowhere(world: World) -> None:
     world.place(placement={"CPU": 5 * CPU})
     ((actor, _, _, _, _, error),) = world.head.take(m.ACTOR_PLACED)
@@ -289,6 +324,47 @@ async def test_only_the_owner_of_a_lease_may_have_its_worker_killed(world: World
     world.pids.remove(pid)
 
 
+async def in_a_group(world: World) -> tuple[Recorder, Recorder, int]:
+    """A driver that has leased a worker in a bundle, the worker, and the number of the lease."""
+    driver, worker = world.driver(), await world.worker()
+    world.tell(world.head, m.GROUP_PREPARE, GROUP, 1, [[0, {"CPU": CPU}]])
+    world.tell(world.head, m.GROUP_COMMIT, GROUP, 1, [[0, {"CPU": CPU}]])
+    units = {f"CPU_group_{GROUP.hex()}": CPU, f"bundle_group_{GROUP.hex()}": 10}
+    world.tell(driver, m.LEASE_KEY, 1, units, None, None, True, 0, b"")
+    world.tell(driver, m.LEASE_DEMAND, 1, 1, 0)
+    ((_, lease, ident, _, _),) = driver.take(m.LEASE_GRANT)
+    assert ident == worker.ident
+    return driver, worker, lease
+
+
+async def test_an_idle_worker_outlives_the_group_that_it_was_leased_in(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limits, "GROUP_LEAVE", 0.01)
+    driver, worker, lease = await in_a_group(world)
+    world.tell(world.head, m.GROUP_RETURN, GROUP, -1, "it was removed")
+    assert driver.take(m.LEASE_RECALL) == [[lease]]
+    world.tell(driver, m.LEASE_RETURN, lease)
+    assert world.service.state.available == {"CPU": 2 * CPU}
+    await asyncio.sleep(0.05)  # (nothing is to happen)
+    assert not world.service.processes.by_id[worker.ident].reason
+
+
+async def test_a_worker_that_is_not_given_back_ends_with_its_group(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limits, "GROUP_LEAVE", 0.01)
+    driver, worker, lease = await in_a_group(world)
+    world.tell(world.head, m.GROUP_RETURN, GROUP, -1, "it was removed")
+    await spin(lambda: world.service.processes.by_id[worker.ident].reason)
+    # What would be given to it now would meet its end.
+    world.tell(driver, m.LEASE_RETURN, lease)
+    world.want(driver, 2, key=2)
+    await world.exit(worker)
+    assert driver.take(m.LEASE_LOST) == [] and driver.take(m.LEASE_GRANT) == []
+    assert world.service.state.available == {"CPU": 0}
+
+
 async def test_output_goes_to_the_driver_whose_job_it_is(world: World) -> None:
     mine, other = world.driver(), world.driver(OTHER_JOB)
     quiet = Recorder("driver", b"q", job=JOB, log_to_driver=False)
@@ -350,8 +426,10 @@ async def test_the_zygote_dies(world: World) -> None:
     world.service.processes.zygotes._spawn = spawn
     pid = worker.peer["pid"]
     world.zygote.close()
-    await spin(lambda: driver.take(m.LEASE_LOST))
+    await spin(lambda: started)
     assert os.waitpid(pid, 0)[1] == signal.SIGKILL
+    world.service.peer_lost(worker)
+    assert driver.take(m.LEASE_LOST)
     world.pids.remove(pid)
     assert started == [()]
     world.pids.remove(world.pids[-1])  # the second zygote's process: reaped by the service

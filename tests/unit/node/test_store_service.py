@@ -140,6 +140,18 @@ def test_a_region_and_what_is_placed_in_it(node: Node) -> None:
     assert node.stats["regions"] == 0 and node.stats["used"] == 8192
 
 
+def test_copies_make_room_for_a_region(node: Node) -> None:
+    state, writer = node.service.state, Peer(node.service)
+    for number in range(1, 5):
+        object_id = bytes([number]) * 28
+        ((_, _, offset),) = state.create("t", writer, object_id, MIB, "elsewhere", primary=False)
+        state.seal(object_id, offset, writer)
+    assert state.stats["copies"] == 4 and not state.stats["pins"]
+    offset, size = node.call(writer, m.STORE_LEASE, MIB)
+    assert size == CAPACITY // 16 and state.stats["copies"] == 3
+    node.memory(offset, size)[:1] = b"x"
+
+
 def test_values_of_an_owner_that_is_gone_are_refused_or_dropped(node: Node) -> None:
     with pytest.raises(exceptions.OwnerDiedError):
         node.call(node.owner, m.STORE_CREATE, b"1" * 28, MIB, b"gone")

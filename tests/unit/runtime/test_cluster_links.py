@@ -22,7 +22,13 @@ from framework._net.tcp import PeerListener, bind_tcp
 from framework._runtime.config import Config
 from framework._runtime.runtime import Runtime
 from framework._wire import messages as m
-from framework.exceptions import ConnectionFailedError, FrameworkError, LocalNodeDiedError, NodeDiedError
+from framework.exceptions import (
+    ConnectionFailedError,
+    FrameworkError,
+    LocalNodeDiedError,
+    NodeDiedError,
+    OwnerDiedError,
+)
 from support.clusters import cluster_facts
 
 
@@ -48,6 +54,10 @@ class Processes:
         if listen:
             on_loop(runtime, runtime.listen)
         return runtime
+
+    def end(self, runtime: Runtime) -> None:
+        self._made.remove(runtime)
+        runtime.stop()
 
     def stop(self) -> None:
         while self._made:
@@ -128,6 +138,101 @@ def test_a_process_that_had_this_port_before_is_not_meant(processes: Processes) 
     with pytest.raises(ConnectionFailedError):
         ask(one, before)
     assert ask(one, far.address) == []
+
+
+def put(runtime: Runtime, value: Any) -> tuple[Any, bytes]:
+    ref = runtime.put(value)
+    return ref, ref._entry.id
+
+
+def borrow(runtime: Runtime, object_id: bytes, owner: Runtime) -> Any:
+    """A reference of which the owner knows."""
+    ref = runtime.make_ref(object_id, owner.address)
+    until(lambda: owner.objects.table.entries[object_id].borrowers)
+    return ref
+
+
+def lose(runtime: Runtime, address: str) -> None:
+    """Its connection to that process breaks."""
+    connection = runtime.peers.existing(address)
+    assert connection is not None
+    on_loop(runtime, connection.close, ConnectionResetError("reset"))
+
+
+def test_what_is_borrowed_outlives_a_connection(processes: Processes) -> None:
+    owner, borrower = processes.start(1, "owner"), processes.start(2, "borrower")
+    kept, kept_id = put(owner, "kept")
+    dropped, dropped_id = put(owner, "dropped")
+    theirs = borrow(borrower, kept_id, owner)
+    goes = borrow(borrower, dropped_id, owner)
+    del kept, dropped
+    with mock.patch.object(borrower.objects, "_send_unborrows"):  # it says so, and that is lost
+        del goes
+        until(lambda: dropped_id not in borrower.objects.table.entries)
+    borrower.objects._releasing.clear()
+    lose(borrower, owner.address)
+    until(lambda: dropped_id not in owner.objects.table.entries)
+    assert kept_id in owner.objects.table.entries
+    entry = theirs._entry
+    on_loop(borrower, borrower.objects.need, entry)
+    until(lambda: entry.state)
+    assert borrower.value(entry) == "kept"
+    del theirs
+    until(lambda: kept_id not in owner.objects.table.entries)
+
+
+def test_an_answer_that_a_connection_has_taken_along(processes: Processes) -> None:
+    owner, borrower = processes.start(1, "owner"), processes.start(2, "borrower")
+    mine = owner.ref_of(owner.objects.new(b"p" * 28))
+    theirs = borrow(borrower, b"p" * 28, owner)
+    on_loop(borrower, borrower.objects.need, theirs._entry)
+    lose(borrower, owner.address)
+    on_loop(owner, owner.objects.complete, mine._entry, 5)
+    until(lambda: theirs._entry.state)
+    assert borrower.value(theirs._entry) == 5
+
+
+def test_ends_of_processes_are_not_taken_for_lost_connections(processes: Processes) -> None:
+    owner, borrower, other = processes.start(1, "a"), processes.start(2, "b"), processes.start(3, "c")
+    _mine, object_id = put(owner, "value")
+    theirs, lent = borrow(borrower, object_id, owner), borrow(other, object_id, owner)
+    processes.end(other)
+    until(lambda: owner.objects.table.entries[object_id].borrowers == {borrower.address})
+    processes.end(owner)
+    begun = time.monotonic()
+    on_loop(borrower, borrower.objects.need, theirs._entry)
+    until(lambda: theirs._entry.state)
+    with pytest.raises(OwnerDiedError):
+        borrower.value(theirs._entry)
+    assert time.monotonic() - begun < limits.NODE_SILENCE
+    del lent
+
+
+def test_another_process_where_an_owner_was(processes: Processes) -> None:
+    borrower, stranger = processes.start(1, "b"), processes.start(2, "s")
+    there = parse_tcp(stranger.address)
+    ref = borrower.make_ref(b"x" * 28, tcp_address(there.host, there.port, node_id(2), "gone"))
+    until(lambda: ref._entry.state)
+    with pytest.raises(OwnerDiedError):
+        borrower.value(ref._entry)
+
+
+def test_a_connection_that_takes_the_place_of_one_that_is_lost_ends_it(processes: Processes) -> None:
+    owner, borrower = processes.start(1, "owner"), processes.start(2, "borrower")
+    _mine, object_id = put(owner, "value")
+    theirs = borrow(borrower, object_id, owner)
+    before = owner.peers._incoming[borrower.address]
+    connection = borrower.peers.existing(owner.address)
+    assert connection is not None
+    sock = connection._sock
+    # The other side does not hear of its end.
+    connection._sock = mock.Mock(wraps=sock, close=mock.Mock())
+    lose(borrower, owner.address)
+    until(lambda: owner.peers._incoming[borrower.address] is not before)
+    assert before.closed and "connected again" in str(before.error)
+    assert owner.objects.table.entries[object_id].borrowers == {borrower.address}
+    sock.close()
+    del theirs
 
 
 def test_the_death_of_a_node(processes: Processes) -> None:

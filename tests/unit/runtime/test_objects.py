@@ -232,3 +232,174 @@ def test_states(runtime: FakeRuntime) -> None:
     runtime.objects.complete(entry, 6)
     runtime.objects.fail(entry, ValueError())
     assert (entry.state, entry.value) == (READY, 5), "the first outcome counts"
+
+
+# ---- connections that are lost -----------------------------------------------------------------------
+
+
+def borrower(runtime: FakeRuntime, name: str) -> Any:
+    """The end here of a connection that a process has made which borrows."""
+    connection: Any = FakeConnection(name)
+    runtime.present.add(name)
+    return connection
+
+
+def leave(runtime: FakeRuntime, connection: Any) -> None:
+    """It is lost, and its process lives, for all that is known."""
+    runtime.present.discard(connection.name)
+    connection.closed = True
+    runtime.objects.connection_lost(connection)
+
+
+def test_an_owner_keeps_the_counts_of_a_borrower_it_has_lost_sight_of(runtime: FakeRuntime) -> None:
+    handlers = runtime.objects.handlers
+    mine, other = runtime.new(MINE, 1), runtime.new(OTHER, 2)
+    first = borrower(runtime, "tcp:b")
+    handlers[m.BORROW](first, [m.BORROW, 1, [MINE, OTHER]])
+    del mine, other
+    runtime.turn()
+    leave(runtime, first)
+    assert runtime.freed == []
+    assert "tcp:b" in runtime.connections, "it is looked for"
+    second = borrower(runtime, "tcp:b")
+    handlers[m.BORROW_AGAIN](second, [m.BORROW_AGAIN, 1, [OTHER, THEIRS], []])
+    assert second.replies == {1: [THEIRS]}
+    assert runtime.freed == [MINE], "it had let go of it, and that had not arrived"
+    handlers[m.UNBORROW](second, [m.UNBORROW, [OTHER]])
+    assert runtime.freed == [MINE, OTHER]
+
+
+def test_a_borrower_that_cannot_be_found_again_has_ended(runtime: FakeRuntime) -> None:
+    first = borrower(runtime, "tcp:b")
+    mine = runtime.new(MINE, 1)
+    runtime.objects.handlers[m.BORROW](first, [m.BORROW, 1, [MINE]])
+    del mine
+    runtime.turn()
+    leave(runtime, first)
+    runtime.over.add("tcp:b")
+    runtime.lose("tcp:b")
+    assert runtime.freed == [MINE]
+
+
+def test_one_of_two_connections_of_a_borrower_is_lost(runtime: FakeRuntime) -> None:
+    first = borrower(runtime, "tcp:b")
+    mine = runtime.new(MINE, 1)
+    runtime.objects.handlers[m.BORROW](first, [m.BORROW, 1, [MINE]])
+    del mine
+    runtime.turn()
+    runtime.over.add("tcp:b")
+    runtime.to("tcp:b")
+    runtime.lose("tcp:b")
+    assert runtime.freed == [], "it has one to us: it lives"
+    runtime.present.clear()
+    runtime.objects.process_lost(first)
+    assert runtime.freed == [MINE]
+
+
+def test_a_borrower_says_again_what_it_borrows(runtime: FakeRuntime) -> None:
+    runtime.streams.read_from.return_value = [[OTHER, 3, 5]]
+    kept, dropped = runtime.make_ref(THEIRS, "tcp:o"), runtime.make_ref(OTHER, "tcp:o")
+    runtime.turn()
+    before = runtime.to("tcp:o")
+    ((_, answer),) = before.calls
+    answer.set_result([])
+    del dropped
+    runtime.turn()
+    runtime.lose("tcp:o")
+    now = runtime.to("tcp:o")
+    ((fields, answer),) = now.calls
+    assert fields == (m.BORROW_AGAIN, [THEIRS], [[OTHER, 3, 5]])
+    assert not kept._entry.state
+    answer.set_result([THEIRS])
+    assert isinstance(runtime.objects.error(kept._entry), ObjectLostError)
+
+
+def test_what_had_no_answer_is_asked_again(runtime: FakeRuntime) -> None:
+    worker = FakeConnection("worker")
+    ref = runtime.make_ref(THEIRS, "tcp:o")
+    runtime.objects.release_when_registered(worker, 7, 1)
+    runtime.turn()
+    runtime.objects.need(ref._entry)
+    runtime.lose("tcp:o")
+    now = runtime.to("tcp:o")
+    asked = [fields for fields, _ in now.calls]
+    assert asked == [
+        (m.BORROW_AGAIN, [THEIRS], runtime.streams.read_from.return_value),
+        (m.BORROW, [THEIRS]),
+        (m.FETCH, THEIRS, True),
+    ], "in this order"
+    assert worker.casts == [], "its owner does not know of us"
+    now.calls[1][1].set_result([])
+    assert worker.casts == [(m.RELEASE_HELD, 7, 1)]
+    now.calls[2][1].set_result(5)
+    assert (ref._entry.state, ref._entry.value) == (READY, 5)
+
+
+def test_who_asks_for_a_lost_object_asks_for_its_value_afterwards(runtime: FakeRuntime) -> None:
+    ref = runtime.make_ref(THEIRS, "tcp:o")
+    runtime.objects.ask(ref._entry, m.RECOVER, b"s", b"n")
+    runtime.lose("tcp:o")
+    assert [fields for fields, _ in runtime.to("tcp:o").calls] == [(m.FETCH, THEIRS, True)], (
+        "it may have been made again by now: nobody needs to do so twice"
+    )
+
+
+def test_an_owner_that_has_ended_while_it_was_out_of_sight(runtime: FakeRuntime) -> None:
+    ref = runtime.make_ref(THEIRS, "tcp:o")
+    runtime.turn()
+    runtime.objects.need(ref._entry)
+    runtime.lose("tcp:o")
+    assert not ref._entry.state
+    runtime.over.add("tcp:o")
+    runtime.lose("tcp:o")
+    assert isinstance(runtime.objects.error(ref._entry), OwnerDiedError)
+    assert runtime.objects.all_handed_over()
+
+
+def test_a_release_that_waits_for_a_registration_waits_over_a_lost_connection(runtime: FakeRuntime) -> None:
+    """`THEIRS` is let go of while `OTHER`, of another owner, is being registered."""
+    one = runtime.make_ref(THEIRS, "tcp:o")
+    runtime.turn()
+    runtime.to("tcp:o").calls[0][1].set_result([])
+    two = runtime.make_ref(OTHER, "tcp:p")
+    runtime.turn()
+    del one
+    runtime.turn()
+    runtime.lose("tcp:o")
+    ((fields, _),) = runtime.to("tcp:o").calls
+    assert fields[1] == [THEIRS], "it is ours until the other one is"
+    runtime.to("tcp:p").calls[0][1].set_result([])
+    assert runtime.to("tcp:o").casts == [(m.UNBORROW, [THEIRS])]
+    del two
+
+
+def test_references_in_what_was_sent_outlive_the_connection_for_a_while(runtime: FakeRuntime) -> None:
+    receiver = borrower(runtime, "tcp:r")
+    ended = borrower(runtime, "tcp:e")
+    runtime.objects.hold(receiver, 7, 1, [runtime.new(MINE, 1)])
+    runtime.objects.hold(ended, 7, 1, [runtime.new(OTHER, 1)])
+    leave(runtime, receiver)
+    leave(runtime, ended)
+    runtime.turn()
+    assert (local(runtime, MINE), local(runtime, OTHER)) == (1, 1)
+    assert not runtime.objects.all_handed_over()
+    runtime.objects.process_lost(ended)
+    runtime.turn()
+    assert (local(runtime, MINE), local(runtime, OTHER)) == (1, 0)
+    function, args = runtime.timers[0]
+    function(*args)
+    runtime.turn()
+    assert local(runtime, MINE) == 0
+    assert runtime.objects.all_handed_over()
+
+
+def test_what_is_used_here_of_a_caller_that_is_out_of_sight_is_registered_at_once(
+    runtime: FakeRuntime,
+) -> None:
+    runtime.task_runs = True
+    used = runtime.make_ref(THEIRS, "tcp:o")
+    runtime.turn()
+    assert not runtime.connections
+    runtime.objects.register_used()
+    assert [fields for fields, _ in runtime.to("tcp:o").calls] == [(m.BORROW, [THEIRS])]
+    del used

@@ -126,7 +126,11 @@ CASES: list[tuple[Any, str]] = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("value", "path"), CASES, ids=lambda part: part if isinstance(part, str) else "")
+@pytest.mark.parametrize(
+    ("value", "path"),
+    CASES,
+    ids=lambda part: part.partition(" at 0x")[0] if isinstance(part, str) else "",
+)
 def test_paths(value: Any, path: str | None) -> None:
     found = find_culprit(value, "x")
     if path is not None:

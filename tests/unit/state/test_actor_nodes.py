@@ -174,7 +174,7 @@ def test_names_aliases_and_places_outlive_the_head() -> None:
     with pytest.raises(ActorAlreadyExistsError):
         fresh.create(b"c" * 16, spec(name="n"), b"other")
     assert fresh.create(A, spec(name="n"), b"owner") == []  # a request that is made again
-    assert fresh.owners() == set()  # it is detached
+    assert fresh.owners() == []  # it is detached
 
 
 def test_what_had_no_place_gets_one() -> None:
@@ -185,7 +185,7 @@ def test_what_had_no_place_gets_one() -> None:
     directory.create(b"w" * 16, spec(), b"owner", waiting=True)
     fresh, commands = restarted(directory)
     assert [(c[0], c[1], c[2]["args"]) for c in commands] == [("place", A, [1])]
-    assert fresh.owners() == {b"owner"}
+    assert fresh.owners() == [b"owner"]
 
 
 def test_the_dead_stay_dead() -> None:

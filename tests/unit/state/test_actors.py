@@ -71,7 +71,7 @@ def test_a_watcher_may_come_before_the_actor() -> None:
     directory.create(A, spec(), "owner")
     commands = directory.placed(A, 0, b"w", "unix:w", 7, None)
     assert sorted(published(commands)) == [("friend", ALIVE, A), ("owner", ALIVE, A)]
-    assert directory.never_born(A) == set()
+    assert directory.never_born(A) == []
 
 
 def test_a_watcher_of_nothing_is_told_in_the_end() -> None:
@@ -79,8 +79,8 @@ def test_a_watcher_of_nothing_is_told_in_the_end() -> None:
     directory.watch(A, "friend")
     directory.watch(A, "gone")
     directory.owner_gone("gone")
-    assert directory.never_born(A) == {"friend"}
-    assert directory.never_born(A) == set()
+    assert directory.never_born(A) == ["friend"]
+    assert directory.never_born(A) == []
 
 
 def test_a_name_belongs_to_one_living_actor_of_a_namespace() -> None:

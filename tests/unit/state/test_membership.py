@@ -60,6 +60,18 @@ def test_of_whom_a_load_counts() -> None:
     assert not members.load(A, "an older connection", {}, [], None, 0, 1.0)
 
 
+def test_what_others_have_heard_to_be_dead_is_dead() -> None:
+    """Also for a head that has lost its own verdict, with what its disk did not take."""
+    members, unknown = joined(A, B), b"u" * 28
+    gone = [(A, "silence"), (unknown, "silence")]
+    assert members.remembered(gone) == [("dead", A, "silence")]
+    assert members.remembered(gone) == []
+    assert [member.node_id for member in members.alive()] == [B]
+    for node_id in (A, unknown):
+        with pytest.raises(NodeFencedError):
+            members.join(info(node_id), "peer", 1.0)
+
+
 def test_silence_is_death_and_heartbeats_prevent_it() -> None:
     members = joined(A, B)
     now = 0.0

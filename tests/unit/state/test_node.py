@@ -47,6 +47,21 @@ def test_a_demand_starts_workers_and_is_granted_when_they_are_up() -> None:
     assert again.worker is state.workers[b"w1"]
 
 
+def test_a_key_that_an_owner_has_forgotten() -> None:
+    state = node(1)
+    for key in (1, 2):
+        state.describe_key("owner", key, cpus(), (), JOB)
+    state.demand("owner", 1, 1, 0)
+    (lease,) = grants(up(state, b"w1"))
+    state.demand("owner", 2, 1, 0)
+    assert state.forget_keys("owner", [2, 7]) == []
+    assert list(state.demands) == [("owner", 1)]
+    assert not state.unmet
+    assert state.forget_keys("owner", [1]) == [], "what was granted stays so"
+    assert state.lease_returned(lease.lease_id, "owner", 1.0) == []
+    assert (state.demands, state.busy()) == ({}, 0)
+
+
 def test_idle_workers_of_a_job_that_has_ended_are_replaced() -> None:
     state = node(4)
     state.prestart(2)
@@ -79,6 +94,47 @@ def test_a_retired_worker_holds_nothing_and_gets_nothing() -> None:
     assert state.surplus(99.0, 0, 1.0) == [], "it ends by itself"
     assert [worker.worker_id for worker in state.job_ended(JOB, 0)[0]] == [b"w1"]
     assert state.worker_gone(b"w1")[0] is None
+
+
+def test_a_worker_that_was_killed_gets_nothing_more() -> None:
+    """Its lease may be returned before its end is seen: whoever got it then would die with it."""
+    state = node(1)
+    state.describe_key("owner", 1, cpus(), (), JOB)
+    state.demand("owner", 1, 2, 0)
+    (lease,) = grants(up(state, b"w1"))
+    state.workers[b"w1"].ending = True
+    commands = state.lease_returned(lease.lease_id, "owner", 1.0)
+    assert commands == [("start", ())], "another process for the next lease"
+    assert state.worker_gone(b"w1") == (None, [])
+    (other,) = grants(up(state, b"w2"))
+    assert other.worker is state.workers[b"w2"]
+
+
+def test_an_actor_gets_a_worker_that_has_served_nobody() -> None:
+    """It ends with the actor, and what others hold of what earlier tasks have made there would end too."""
+    state = node(2)
+    state.describe_key("owner", 1, cpus(), (), JOB)
+    state.demand("owner", 1, 1, 0)
+    (lease,) = grants(up(state, b"used"))
+    assert state.place_actor(b"actor", cpus(0), (), JOB) == [("start", ())]
+    assert state.lease_returned(lease.lease_id, "owner", 1.0) == [], "it is not for the actor that waits"
+    ((word, actor, allocation),) = up(state, b"fresh")
+    assert (word, actor, allocation.worker) == ("run_actor", b"actor", state.workers[b"fresh"])
+    assert state.place_actor(b"another", cpus(0), (), JOB) == [("start", ())]
+    (again,) = grants(state.demand("owner", 1, 1, 1))
+    assert again.worker is state.workers[b"used"]
+
+
+def test_a_returned_worker_goes_to_its_own_job() -> None:
+    state = node(1)
+    for owner, job in (("a", JOB), ("b", b"\2\0\0\0")):
+        state.describe_key(owner, 1, cpus(), (), job)
+    state.demand("a", 1, 1, 0)
+    (lease,) = grants(up(state, b"w1"))
+    assert state.demand("b", 1, 1, 0) == [("pressure", "a")]
+    assert ("start", ()) in state.lease_returned(lease.lease_id, "a", 1.0)
+    (other,) = grants(up(state, b"w2"))
+    assert (other.owner, other.worker) == ("b", state.workers[b"w2"])
 
 
 def test_owners_take_turns() -> None:

@@ -161,3 +161,75 @@ class Counting(RuleBasedStateMachine):
 
 Counting.TestCase.settings = settings(max_examples=40, stateful_step_count=30, deadline=None)
 TestCounting = pytest.mark.slow(Counting.TestCase)
+
+
+class Lost(RuleBasedStateMachine):
+    """An owner and a borrower, between whom connections break: what is on its way then is lost, on both
+    sides, and the borrower says all that it borrows before anything else. In the end both know the same, and
+    at no time is something freed that the borrower has and the owner has heard of."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.owner = ObjectTable()
+        for object_id in IDS:
+            self.owner.add(Entry(object_id))
+        self.kept: set[bytes] = set()  #: what the borrower has
+        self.known: set[bytes] = set()  #: of that, what the owner has answered to
+        self.sent: list[tuple[str, list[bytes]]] = []
+        self.answers: list[list[bytes]] = []
+
+    @rule(object_id=st.sampled_from(IDS))
+    def borrow(self, object_id: bytes) -> None:
+        if object_id not in self.kept:
+            self.kept.add(object_id)
+            self.sent.append(("borrow", [object_id]))
+
+    @rule(object_id=st.sampled_from(IDS))
+    def drop(self, object_id: bytes) -> None:
+        if object_id in self.kept:
+            self.kept.discard(object_id)
+            self.known.discard(object_id)
+            self.sent.append(("unborrow", [object_id]))
+
+    @rule()
+    def arrives(self) -> None:
+        if self.sent:
+            word, ids = self.sent.pop(0)
+            if word == "borrow":
+                assert all(self.owner.borrow(object_id, "b") for object_id in ids)
+                self.answers.append(ids)
+            elif word == "again":
+                unknown, _ = self.owner.borrowed_again(ids, "b")
+                assert not unknown
+                self.answers.append(ids)
+            else:
+                for object_id in ids:
+                    self.owner.unborrow(object_id, "b")
+
+    @rule()
+    def answered(self) -> None:
+        if self.answers:
+            self.known |= self.kept.intersection(self.answers.pop(0))
+
+    @rule()
+    def breaks(self) -> None:
+        self.answers.clear()
+        self.sent = [("again", sorted(self.kept))]
+
+    def counted(self) -> set[bytes]:
+        return {entry.id for entry in self.owner.entries.values() if entry.borrowers}
+
+    @invariant()
+    def nothing_known_is_lost(self) -> None:
+        pending = {object_id for word, ids in self.sent if word != "unborrow" for object_id in ids}
+        assert self.known - pending <= self.counted()
+        assert self.kept <= self.counted() | pending
+
+    def teardown(self) -> None:
+        while self.sent:
+            self.arrives()
+        assert self.counted() == self.kept
+
+
+TestLost = Lost.TestCase
+TestLost.settings = settings(max_examples=100, stateful_step_count=30, deadline=None)

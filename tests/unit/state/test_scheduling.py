@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from framework._base import labels as lb
+from framework._base import limits
 from framework._base import resources as res
 from framework._state.scheduling import ClusterView
 
@@ -306,3 +307,14 @@ def test_never_a_node_that_cannot(
         assert not any(lb.matches(r.labels, strategy[1]) for r in fitting)
     if known.never(units, strategy) is not None:
         assert chosen is None
+
+
+def test_what_is_over_is_remembered_up_to_a_bound() -> None:
+    known = view(row(1), own=1)
+    for number in range(limits.NODES_DEAD_KEPT + 5):
+        known.remove(number.to_bytes(28, "big"), "lost")
+    assert list(known.dead) == [n.to_bytes(28, "big") for n in range(5, limits.NODES_DEAD_KEPT + 5)]
+    for number in range(limits.GROUPS_REMOVED_KEPT + 5):
+        known.group_gone(number.to_bytes(18, "big"), "removed")
+    kept = limits.GROUPS_REMOVED_KEPT
+    assert list(known.groups_gone) == [n.to_bytes(18, "big") for n in range(5, kept + 5)]

@@ -168,3 +168,18 @@ def test_whole_after_every_lone_frame() -> None:
         for _ in decoder.feed(new_packer()([1, "two"])):
             decoder.first()
         assert decoder.whole
+
+
+def test_a_buffer_is_small_until_more_comes_at_a_time() -> None:
+    frame_of_some_size = new_packer()([1, b"x" * 20_000])
+    tracemalloc.start()
+    try:
+        before = tracemalloc.get_traced_memory()[0]
+        decoders = [Decoder(limits.MAX_FRAME) for _ in range(10)]
+        for decoder in decoders:
+            for _ in range(100):
+                assert [len(frame) for frame in decoder.feed(frame_of_some_size)] == [2]
+        each = (tracemalloc.get_traced_memory()[0] - before) / len(decoders)
+    finally:
+        tracemalloc.stop()
+    assert each < 4 * limits.DECODER_BUFFER  # (it doubles)
