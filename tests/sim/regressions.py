@@ -1,0 +1,143 @@
+"""Seeds that have found something, each kept so that it stays found: (seed, options, what it found).
+
+The options are those of `framework._sim.explore.Plan`, with `faults` as a dict of rates; what is not given
+follows from the seed. A change of the simulation, or of the programs, makes other runs of the same seeds;
+what a regression needs for certain is a unit test beside it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+REGRESSIONS: list[tuple[int, dict[str, Any], str]] = [
+    (
+        48,
+        {"faults": {}},
+        "exit_actor() was taken for a crash: the end was told before the last words were read",
+    ),
+    (
+        1190,
+        {"faults": {"crash_node": 0.46374, "stop": 0.745354, "clock_jump": 0.772361}, "operations": 35},
+        "ready() of a group hung when the node of its owner was declared dead",
+    ),
+    (
+        1154,
+        {
+            "faults": {
+                "crash_head": 0.202553,
+                "delay": 0.045948,
+                "disk_full": 0.193947,
+                "disk_lost": 0.357793,
+            },
+            "operations": 35,
+        },
+        "a group that was removed came back with a head whose disk was full when it died",
+    ),
+    (
+        1214,
+        {"faults": {"stop": 0.612728}, "operations": 35},
+        "an owner whose node was declared dead made an actor that nobody would have ended",
+    ),
+    (
+        1255,
+        {
+            "faults": {
+                "power_cut": 0.277688,
+                "delay": 0.071928,
+                "stop": 1.115552,
+                "clock_jump": 0.202802,
+                "disk_full": 0.172805,
+            },
+            "operations": 35,
+        },
+        "a task failed with TimeoutError because its node stood still for 5 seconds",
+    ),
+    (
+        1624,
+        {
+            "faults": {
+                "crash_worker": 1.0,
+                "crash_node": 0.15,
+                "crash_head": 0.2,
+                "delay": 0.05,
+                "slow": 0.5,
+                "stop": 0.3,
+                "clock_jump": 0.3,
+                "disk_full": 0.2,
+                "disk_lost": 0.3,
+                "add_node": 0.1,
+                "longest": 3.0,
+            },
+            "operations": 30,
+        },
+        "an actor that was killed came back with a head whose disk had lost that",
+    ),
+    (
+        1629,
+        {
+            "faults": {
+                "crash_worker": 1.0,
+                "crash_node": 0.15,
+                "crash_head": 0.2,
+                "delay": 0.05,
+                "slow": 0.5,
+                "stop": 0.3,
+                "clock_jump": 0.3,
+                "disk_full": 0.2,
+                "disk_lost": 0.3,
+                "add_node": 0.1,
+                "longest": 1.0,
+            },
+            "operations": 30,
+        },
+        "dead for other nodes, alive for a head whose disk had lost the verdict: it kept a lease",
+    ),
+    (
+        1641,
+        {
+            "faults": {
+                "crash_worker": 1.0,
+                "crash_node": 0.15,
+                "crash_head": 0.2,
+                "delay": 0.05,
+                "slow": 0.5,
+                "stop": 0.3,
+                "clock_jump": 0.3,
+                "disk_full": 0.2,
+                "disk_lost": 0.3,
+                "add_node": 0.1,
+            },
+            "operations": 30,
+        },
+        "a node that a restarted head did not know (yet) was dead for others for ever: calls hung",
+    ),
+    (
+        2510,
+        {"faults": {"reset": 5.0}, "nodes": 4},
+        "a grant said into a connection that the other node had lost: the task waited for ever",
+    ),
+    (
+        2414,
+        {"faults": {"reset": 2.0, "partition": 0.2, "delay": 0.08, "crash_head": 0.1}, "nodes": 3},
+        "the wish for a worker's end, lost with a connection: its lease stayed",
+    ),
+    (
+        2003,
+        {
+            "faults": {"reset": 5.0},
+            "nodes": 3,
+            "kinds": ["borrow", "keep", "stream_shared", "owned_by_actor"],
+        },
+        "a connection that broke counted as the end of an owner (OwnerDiedError)",
+    ),
+    (
+        2009,
+        {"faults": {"reset": 8.0}, "nodes": 3, "kinds": ["stream_shared"]},
+        "an item of a stream, taken for a reader that did not receive it",
+    ),
+    (
+        2010,
+        {"faults": {"reset": 8.0}, "nodes": 3, "kinds": ["stream_shared"]},
+        "an item in the store of one node, made again on another: nobody freed the first",
+    ),
+]
