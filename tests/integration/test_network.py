@@ -128,7 +128,8 @@ def test_a_flood_of_strangers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
             assert fw.get(far.ping.remote(2), timeout=20) == 2
             assert all(node["Alive"] for node in fw.nodes())
             grown = sum(process.memory_info().rss for process in processes) - before
-            assert grown < 30e6, f"{grown / 1e6:.1f} MB for {len(strangers)} connections"
+            # (Up to `limits.MAX_UNAUTHENTICATED` of them are let in at each port, at some 35 KB each.)
+            assert grown < 60e3 * len(strangers), f"{grown / 1e6:.1f} MB for {len(strangers)} connections"
         finally:
             for sock in strangers:
                 sock.close()
