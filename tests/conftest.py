@@ -2,7 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import signal
+
+from hypothesis import settings
+
+#: Property tests try the same inputs each time, so that a failure belongs to the change it is seen with. A
+#: search for new ones: `FRAMEWORK_TEST_SEARCH=1 make test`.
+settings.register_profile("repeatable", derandomize=True)
+settings.register_profile("search", derandomize=False)
+settings.load_profile("search" if os.environ.get("FRAMEWORK_TEST_SEARCH") else "repeatable")
 
 
 def pytest_configure() -> None:

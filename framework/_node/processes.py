@@ -155,12 +155,7 @@ class Processes:
         # when that of its connection is seen, which is there already, or when a process that it has left
         # behind keeps that open.
         process.status = status
-        self._loop.call_later(limits.EXIT_GRACE, self._cut_off, process.connection)
-
-    @staticmethod
-    def _cut_off(connection: Connection) -> None:
-        if not connection.closed:
-            connection.close()
+        self._loop.call_later(limits.EXIT_GRACE, process.connection.close)
 
     def _ended(self, process: WorkerProcess, status: int) -> None:
         """It is gone, and nothing more will be heard of it."""

@@ -347,7 +347,7 @@ class SimCluster:
 
     def patch_services(self) -> None:
         """After `System.installed` has begun: starts of processes, and what concerns real ones only."""
-        from framework._node import head_keeper, launching, memory_monitor
+        from framework._node import launching, memory_monitor
         from framework._node import process as node_process
         from framework._runtime import runtime
         from framework._service import descriptors, serving
@@ -368,7 +368,6 @@ class SimCluster:
         system._either(node_process, "sweep_stale_sessions", lambda: None)
         system._either(descriptors, "raise_limit", lambda: None)
         system._either(memory_monitor, "memory_use", lambda: (0, 0))
-        assert head_keeper is not None
         self._remember_prepared()
 
     def _remember_prepared(self) -> None:

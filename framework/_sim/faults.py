@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 import os
 import signal
 import sqlite3
@@ -106,7 +107,7 @@ class Injector:
 
     def _arm(self) -> None:
         if not self._ended and self._left > 0:
-            delay = -_log(1.0 - self.choices.unit()) / self._total
+            delay = -math.log(1.0 - self.choices.unit()) / self._total
             self.kernel.call_later(delay, self._strike)
 
     def _strike(self) -> None:
@@ -390,9 +391,3 @@ class LostWrites:
         finally:
             db.close()
         return True
-
-
-def _log(value: float) -> float:
-    from math import log
-
-    return log(value)

@@ -11,7 +11,7 @@ import tempfile
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from framework._sim.choices import Choices, Log
 from framework._sim.cluster import SimCluster
@@ -21,6 +21,9 @@ from framework._sim.kernel import Kernel, SimulationError
 from framework._sim.preload import preload
 from framework._sim.schedulers import Priorities, RandomWalk
 from framework._sim.slots import provide_slots
+
+if TYPE_CHECKING:
+    from framework._sim.world_of_simulation import SimWorld
 
 #: Virtual seconds in which what nobody refers to any more must be gone, after a program.
 SETTLE: Final = 90.0
@@ -45,7 +48,6 @@ class Outcome:
         self.real = 0.0
         self.digest = ""
         self.log: list[str] | None = None
-        self.result: Any = None
 
     @property
     def ok(self) -> bool:
@@ -170,10 +172,7 @@ def run_program_of(
     """Run the random program of a seed in the weather of that seed, as far as nothing else is given, and
     judge it. `plant(system)` may put a bug into the product."""
     from framework._sim import weather
-    from framework._sim.inspection import invariants, leftovers
     from framework._sim.ledger import LEDGER
-    from framework._sim.oracles import judge
-    from framework._sim.programs import run_program
     from framework._sim.world_of_simulation import SimWorld
 
     found = weather.draw(seed)
@@ -202,46 +201,8 @@ def run_program_of(
                 cpus=2,
             )
             LEDGER.open(lambda: kernel.now)
-            driver_over: list[bool] = []
-            settled: list[bool] = []
-
-            async def drive() -> None:
-                await run_program(world)
-                driver_over.append(True)
-                while not settled:  # (its runtime is looked at before it ends)
-                    await asyncio.sleep(0.25)
-
             injector.start()
-            driver = cluster.start_driver(drive)
-            broken: list[str] = []
-            kernel.between = _every(50, lambda: broken.extend(_checked(invariants, cluster)))
-            kernel.run(lambda: bool(driver_over) or not driver.alive or bool(broken), LIMIT)
-            kernel.between = lambda: None
-            injector.end()
-            outcome.problems += [f"invariant: {text}" for text in broken[:5]]
-            if not driver.alive and not driver_over:
-                outcome.problems.append(f"the driver has ended: {driver.errors}")
-            if not outcome.problems:
-                outcome.problems += [str(violation) for violation in judge(world, LEDGER)]
-            if not outcome.problems:
-                left: list[str] = []
-
-                def clean() -> bool:
-                    gc.collect()
-                    left[:] = _checked(leftovers, cluster)
-                    return not left
-
-                if not simulation.run_for(SETTLE, clean):
-                    outcome.problems += [f"left over: {text}" for text in left]
-                settled.append(True)
-                kernel.run(lambda: not driver.alive, kernel.now + 120)
-            outcome.problems += [
-                f"a thread of {process} has failed: {text}"
-                for process in kernel.processes.values()
-                for text in process.errors
-            ][:5]
-            for kind in world.seen.kinds.values():
-                outcome.operations[kind] = outcome.operations.get(kind, 0) + 1
+            _drive_and_judge(simulation, injector, world, outcome)
         except SimulationError as error:
             outcome.problems.append(str(error))
         except Exception:
@@ -254,6 +215,55 @@ def run_program_of(
     outcome.real = time.perf_counter() - begun
     outcome.digest, outcome.log = simulation.log.digest(), simulation.log.lines
     return outcome
+
+
+def _drive_and_judge(simulation: Simulation, injector: Injector, world: SimWorld, outcome: Outcome) -> None:
+    """Run the program in a driver, let what it leaves settle, and note all that was wrong."""
+    from framework._sim.inspection import invariants, leftovers
+    from framework._sim.ledger import LEDGER
+    from framework._sim.oracles import judge
+    from framework._sim.programs import run_program
+
+    kernel, cluster = simulation.kernel, simulation.cluster
+    driver_over: list[bool] = []
+    settled: list[bool] = []
+
+    async def drive() -> None:
+        await run_program(world)
+        driver_over.append(True)
+        while not settled:  # (its runtime is looked at before it ends)
+            await asyncio.sleep(0.25)
+
+    driver = cluster.start_driver(drive)
+    broken: list[str] = []
+    kernel.between = _every(50, lambda: broken.extend(_checked(invariants, cluster)))
+    kernel.run(lambda: bool(driver_over) or not driver.alive or bool(broken), LIMIT)
+    kernel.between = lambda: None
+    injector.end()
+    outcome.problems += [f"invariant: {text}" for text in broken[:5]]
+    if not driver.alive and not driver_over:
+        outcome.problems.append(f"the driver has ended: {driver.errors}")
+    if not outcome.problems:
+        outcome.problems += [str(violation) for violation in judge(world, LEDGER)]
+    if not outcome.problems:
+        left: list[str] = []
+
+        def clean() -> bool:
+            gc.collect()
+            left[:] = _checked(leftovers, cluster)
+            return not left
+
+        if not simulation.run_for(SETTLE, clean):
+            outcome.problems += [f"left over: {text}" for text in left]
+        settled.append(True)
+        kernel.run(lambda: not driver.alive, kernel.now + 120)
+    outcome.problems += [
+        f"a thread of {process} has failed: {text}"
+        for process in kernel.processes.values()
+        for text in process.errors
+    ][:5]
+    for kind in world.seen.kinds.values():
+        outcome.operations[kind] = outcome.operations.get(kind, 0) + 1
 
 
 def _checked(check: Callable[..., list[str]], cluster: SimCluster) -> list[str]:

@@ -63,6 +63,7 @@ def provide_slots(kernel: Kernel) -> None:
     from framework._runtime import current, waiters
     from framework._serial import refs
     from framework._sim.threads import SimRLock
+    from framework._worker import stdio
     from framework._worker.main import provide_runtime
 
     provide_runtime(_boot.make_runtime)
@@ -74,6 +75,7 @@ def provide_slots(kernel: Kernel) -> None:
     process["session"] = ObjectSlot(
         _session._session, lambda: {"node": None, "printer": None, "context": None, "registered": True}
     )
+    process["name in the output"] = AttributeSlot(stdio._current, "name", str)
     process["out of band"] = ItemSlot(refs._out_of_band, lambda: refs._nobody_listens)
     thread["parking"] = AttributeSlot(takeover._parkings, "mine", lambda: None)
     thread["wait set"] = AttributeSlot(waiters._wait_sets, "mine", waiters.WaitSet)

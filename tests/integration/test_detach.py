@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import warnings
 from typing import Any
 
@@ -10,8 +11,9 @@ import numpy as np
 import pytest
 
 import framework as fw
-from framework.exceptions import OwnerDiedError
+from framework.exceptions import ActorDiedError, OwnerDiedError
 from framework.util.state import store_stats
+from support.drivers import alive
 from support.leaks import wait_until
 
 pytestmark = [pytest.mark.integration, pytest.mark.slow]
@@ -20,6 +22,9 @@ pytestmark = [pytest.mark.integration, pytest.mark.slow]
 @fw.remote(num_cpus=0)
 class Maker:
     """Owns what it makes."""
+
+    def pid(self) -> int:
+        return os.getpid()
 
     def make(self) -> list[Any]:
         inner = fw.put([1, 2, 3])
@@ -31,7 +36,11 @@ class Maker:
 def test_it_outlives_its_owner_and_is_freed_with_its_last_reference(session: object) -> None:
     maker = Maker.remote()
     large, small, kept_large, kept_small = fw.get(maker.make.remote())
+    pid = fw.get(maker.pid.remote())
     fw.kill(maker)
+    wait_until(lambda: not alive(pid))  # (`kill` does not wait; until it has happened, values are handed out)
+    with pytest.raises(ActorDiedError):
+        fw.get(maker.pid.remote())
     for ref in (large, small):
         with pytest.raises(OwnerDiedError):
             fw.get(ref, timeout=10)

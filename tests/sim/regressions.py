@@ -9,6 +9,20 @@ from __future__ import annotations
 
 from typing import Any
 
+#: some of every kind but the network's
+STORM = {
+    "crash_worker": 1.0,
+    "crash_node": 0.15,
+    "crash_head": 0.2,
+    "delay": 0.05,
+    "slow": 0.5,
+    "stop": 0.3,
+    "clock_jump": 0.3,
+    "disk_full": 0.2,
+    "disk_lost": 0.3,
+    "add_node": 0.1,
+}
+
 REGRESSIONS: list[tuple[int, dict[str, Any], str]] = [
     (
         48,
@@ -55,19 +69,7 @@ REGRESSIONS: list[tuple[int, dict[str, Any], str]] = [
     (
         1624,
         {
-            "faults": {
-                "crash_worker": 1.0,
-                "crash_node": 0.15,
-                "crash_head": 0.2,
-                "delay": 0.05,
-                "slow": 0.5,
-                "stop": 0.3,
-                "clock_jump": 0.3,
-                "disk_full": 0.2,
-                "disk_lost": 0.3,
-                "add_node": 0.1,
-                "longest": 3.0,
-            },
+            "faults": {**STORM, "longest": 3.0},
             "operations": 30,
         },
         "an actor that was killed came back with a head whose disk had lost that",
@@ -75,19 +77,7 @@ REGRESSIONS: list[tuple[int, dict[str, Any], str]] = [
     (
         1629,
         {
-            "faults": {
-                "crash_worker": 1.0,
-                "crash_node": 0.15,
-                "crash_head": 0.2,
-                "delay": 0.05,
-                "slow": 0.5,
-                "stop": 0.3,
-                "clock_jump": 0.3,
-                "disk_full": 0.2,
-                "disk_lost": 0.3,
-                "add_node": 0.1,
-                "longest": 1.0,
-            },
+            "faults": {**STORM, "longest": 1.0},
             "operations": 30,
         },
         "dead for other nodes, alive for a head whose disk had lost the verdict: it kept a lease",
@@ -95,18 +85,7 @@ REGRESSIONS: list[tuple[int, dict[str, Any], str]] = [
     (
         1641,
         {
-            "faults": {
-                "crash_worker": 1.0,
-                "crash_node": 0.15,
-                "crash_head": 0.2,
-                "delay": 0.05,
-                "slow": 0.5,
-                "stop": 0.3,
-                "clock_jump": 0.3,
-                "disk_full": 0.2,
-                "disk_lost": 0.3,
-                "add_node": 0.1,
-            },
+            "faults": STORM,
             "operations": 30,
         },
         "a node that a restarted head did not know (yet) was dead for others for ever: calls hung",

@@ -329,21 +329,26 @@ class World:
             node.forwarding.rows(rows)
 
     def settle(self) -> None:
-        """Until nothing happens any more."""
+        """Until nothing happens any more but by and by: those who wait ask again now and then."""
         for _ in range(60):
-            busy = True
-            while busy:
-                turns = [node.processes.turn() for node in self.nodes.values()]  # (all of them)
-                busy = any(turns)
-                for link in self.busy():
-                    self.deliver(link)
-                    busy = True
-                for owner in self.owners:
-                    for number in list(owner.recalled):
-                        owner.give_back(number)
-                        busy = True
+            self.arrive()
             self.gossip()
             self.loop.run(self.loop.now + 0.05)
+        self.arrive()
+
+    def arrive(self) -> None:
+        """All that is on its way."""
+        busy = True
+        while busy:
+            turns = [node.processes.turn() for node in self.nodes.values()]  # (all of them)
+            busy = any(turns)
+            for link in self.busy():
+                self.deliver(link)
+                busy = True
+            for owner in self.owners:
+                for number in list(owner.recalled):
+                    owner.give_back(number)
+                    busy = True
 
     def check(self) -> None:
         """Both sides of every lease agree."""
