@@ -96,7 +96,21 @@ class Groups:
         self._ended[group_id] = None
         if len(self._ended) > limits.GROUPS_REMOVED_KEPT:
             del self._ended[next(iter(self._ended))]
-        return self._runtime.head_link.request(m.GROUP_REMOVE, group_id)
+        future = self._runtime.head_link.request(m.GROUP_REMOVE, group_id)
+        future.add_done_callback(lambda answer: self._removed_here(group_id, answer))
+        return future
+
+    def _removed_here(self, group_id: bytes, answer: Any) -> None:
+        """The head has done it: known from here on, even if the news of it is still on its way (a head that
+        has just come back does not know yet who wants to hear it)."""
+        view = self._views.get(group_id)
+        if view is not None and view.state != REMOVED and not answer.cancelled() and not answer.exception():
+            self._end(view, self._removal(view, {}, "it was removed by remove_placement_group()"))
+
+    @staticmethod
+    def _removal(view: GroupView, detail: dict[str, Any], why: str) -> PlacementGroupRemovedError:
+        name = f" ({detail['name']!r})" if detail.get("name") else ""
+        return PlacementGroupRemovedError(f"the placement group {view.group_id.hex()}{name} was removed: {why}")
 
     async def remove_and_wait(self, group_id: bytes) -> None:
         """End one, and wait until the head has."""
@@ -146,9 +160,7 @@ class Groups:
         view.bundles = detail.get("bundles") or view.bundles
         view.text = detail["text"]
         if state == REMOVED:
-            name = f" ({detail['name']!r})" if detail.get("name") else ""
-            text = f"the placement group {group_id.hex()}{name} was removed: {view.text}"
-            self._end(view, PlacementGroupRemovedError(text))
+            self._end(view, self._removal(view, detail, view.text))
             return
         view.state = state
         if view.mine and detail.get("infeasible") and view.text != view.warned:

@@ -119,4 +119,5 @@ REGRESSIONS: list[tuple[int, dict[str, Any], str]] = [
         {"faults": {"reset": 8.0}, "nodes": 3, "kinds": ["stream_shared"]},
         "an item in the store of one node, made again on another: nobody freed the first",
     ),
+    (3000, {}, "a task got into a group whose removal a head that had just come back had answered"),
 ]
