@@ -315,13 +315,10 @@ class RuntimeStore:
     def free(self, wire: list[Any]) -> None:
         """On the loop: the owner does not need a stored value any more."""
         object_id, node = wire[1], wire[5]
-        if object_id in self._made_again:
+        self.client.free([object_id], None if node == self.node_id else node)
+        if object_id in self._made_again:  # (there it will be heard even if its writer has yet to report it)
             self._made_again.discard(object_id)
             self.client.free([object_id], b"")
-        elif node == self.node_id:
-            self.client.free([object_id])
-        else:
-            self.client.free([object_id], node)
 
     def free_anywhere(self, object_ids: list[bytes]) -> None:
         """On the loop: the same, of what may have been made on any node."""

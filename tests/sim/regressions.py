@@ -120,4 +120,20 @@ REGRESSIONS: list[tuple[int, dict[str, Any], str]] = [
         "an item in the store of one node, made again on another: nobody freed the first",
     ),
     (3000, {}, "a task got into a group whose removal a head that had just come back had answered"),
+    (
+        3341,
+        {
+            "faults": {
+                "crash_worker": 0.6582270331165735,
+                "partition": 0.07840668966302035,
+                "slow": 0.5996548212620298,
+                "longest": 3.0,
+            },
+            "nodes": 1,
+            "scheduler": "walk",
+            "operations": 8,
+            "skip": (0, 1, 2, 3, 5),
+        },
+        "an item that a second attempt made for nobody was freed before its writer had reported it",
+    ),
 ]
