@@ -136,6 +136,8 @@ def _of_risk(risk: Risk, damage: Damage) -> set[str]:
     elif risk.kind == "group":
         if damage.head_forgot:
             found |= {"PlacementGroupRemovedError", "TaskUnschedulableError"}
+        if damage.session:  # (what the head ends with the job may be heard of before the reason)
+            found.add("PlacementGroupRemovedError")
     if damage.head_forgot and risk.kind == "control":
         found |= {"ValueError", "ActorDiedError"}
     if damage.full and (risk.stored or risk.kind in ("control", "object")):

@@ -115,7 +115,7 @@ class Placement:
             command
             for group in list(self.groups.values())
             if group.spec["job"] == job and not group.spec["detached"] and group.spec["actor"] not in stays
-            for command in self.remove(group.group_id, "the driver of its job has ended")
+            for command in self.remove(group.group_id, "its job is over: the driver has ended, or its node was declared dead")
         ]
 
     def actor_ended(self, actor: bytes) -> list[Command]:
