@@ -122,7 +122,7 @@ class NodeActors:
                     process.reason = reason
                     worker.peer.cast(m.EXIT, True, reason)
         if wanted is not None and incarnation == wanted[1]:
-            self.specs.pop(actor, None)  # it had no process yet
+            self.failed(actor, reason)  # it had no process yet
 
     def class_name(self, actor: bytes | None) -> str:
         """Of an actor of this node."""

@@ -110,7 +110,8 @@ class Groups:
     @staticmethod
     def _removal(view: GroupView, detail: dict[str, Any], why: str) -> PlacementGroupRemovedError:
         name = f" ({detail['name']!r})" if detail.get("name") else ""
-        return PlacementGroupRemovedError(f"the placement group {view.group_id.hex()}{name} was removed: {why}")
+        group = f"the placement group {view.group_id.hex()}{name}"
+        return PlacementGroupRemovedError(f"{group} was removed: {why}")
 
     async def remove_and_wait(self, group_id: bytes) -> None:
         """End one, and wait until the head has."""

@@ -324,11 +324,9 @@ class ActorDirectory:
         if not no_restart:
             if record.waiting:
                 return []
-            # Where it is just being started, nobody will report the end of that attempt: it is over now.
-            if record.state == ALIVE:
+            if record.state == ALIVE or record.node:
+                # Its next life begins when this one is over; the node says so even if it has yet to begin.
                 return [self._ends(record, force, why)]
-            if record.node:
-                end = ("end_at", record.node, record.actor_id, record.incarnation, why)
             return [end, *self.gone(record.actor_id, record.incarnation, why, False)]
         if record.state == ALIVE and not force:
             record.no_restart = True
@@ -493,6 +491,8 @@ class ActorDirectory:
 
     def _replace(self, record: ActorRecord) -> list[Command]:
         """Nothing has come of starting it where it was to be: elsewhere, then."""
+        if record.ending is not None:  # it was killed
+            return self.gone(record.actor_id, record.incarnation, record.ending[1], False)
         record.node = b""
         self._touch(record)
         return [] if record.held or record.waiting else [self._place(record)]

@@ -111,11 +111,12 @@ class Placement:
         """A driver is gone: so are the groups of its job, but for detached ones and those that were made by
         actors that live on (`living`)."""
         stays = set(living)
+        why = "its job is over: the driver has ended, or its node was declared dead"
         return [
             command
             for group in list(self.groups.values())
             if group.spec["job"] == job and not group.spec["detached"] and group.spec["actor"] not in stays
-            for command in self.remove(group.group_id, "its job is over: the driver has ended, or its node was declared dead")
+            for command in self.remove(group.group_id, why)
         ]
 
     def actor_ended(self, actor: bytes) -> list[Command]:

@@ -119,7 +119,8 @@ def test_a_kill_reaches_the_node_where_it_was_being_started() -> None:
     directory = ActorDirectory()
     directory.create(A, spec(max_restarts=1), b"owner")
     directory.placing(A, HERE)
-    assert directory.kill(A, False, "crash it")[0] == ("end_at", HERE, A, 0, "crash it")
+    assert directory.kill(A, False, "crash it") == [("end", A, 0, True, "crash it")]
+    assert directory.records[A].node == HERE
 
 
 @pytest.mark.parametrize("for_good", [True, False])

@@ -11,6 +11,8 @@ from framework.exceptions import ActorAlreadyExistsError
 
 A, B, C = b"a" * 16, b"b" * 16, b"c" * 16
 
+NODE = b"n" * 28
+
 
 def spec(**options: Any) -> dict[str, Any]:
     return {"class_name": "Counter", "namespace": "here", "max_restarts": 0, **options}
@@ -212,6 +214,25 @@ def test_kill_with_restart_while_it_starts_begins_the_next_attempt() -> None:
     assert (commands[0][2], commands[-1][3]) == (0, 1)
     assert directory.gone(A, 0, "killed", False) == []
     assert published(directory.kill(A, False, "kick")) == [("owner", DEAD, A)]
+
+
+@pytest.mark.parametrize("news", ["gone", "refused", "node_gone", "placed"])
+def test_killed_while_a_node_starts_it_the_next_life_waits_for_the_end_of_this_one(news: str) -> None:
+    directory = ActorDirectory()
+    directory.create(A, spec(max_restarts=1), "owner")
+    directory.placing(A, NODE)
+    assert directory.kill(A, False, "kick") == [("end", A, 0, True, "kick")]
+    if news == "gone":
+        commands = directory.gone(A, 0, "killed", False)
+    elif news == "refused":
+        commands = directory.refused(A)
+    elif news == "node_gone":
+        commands = directory.node_gone(NODE, "pulled the plug")
+    else:  # it was there before the node heard of it
+        assert words(directory.placed(A, 0, b"worker", "tcp:there", 7, None)) == ["publish"]
+        commands = directory.gone(A, 0, "killed", False)
+    assert words(commands) == ["publish", "place"] and commands[-1][3] == 1
+    assert directory.records[A].restarts == 1 and directory.records[A].ending is None
 
 
 def test_killed_while_it_waits_for_a_place() -> None:
