@@ -347,6 +347,7 @@ class SimCluster:
 
     def patch_services(self) -> None:
         """After `System.installed` has begun: starts of processes, and what concerns real ones only."""
+        from framework import _session
         from framework._node import launching, memory_monitor
         from framework._node import process as node_process
         from framework._runtime import runtime
@@ -368,6 +369,9 @@ class SimCluster:
         system._either(node_process, "sweep_stale_sessions", lambda: None)
         system._either(descriptors, "raise_limit", lambda: None)
         system._either(memory_monitor, "memory_use", lambda: (0, 0))
+        # (Of another length in another place, and so would be the messages.)
+        system._either(_session, "_search_path", list)
+        system._either(_session, "_working_directory", str)
         self._remember_prepared()
 
     def _remember_prepared(self) -> None:

@@ -32,10 +32,14 @@ for seed in map(int, sys.argv[2:]):
 
 
 def elsewhere(number: int, seeds: tuple[int, ...]) -> list[str]:
-    """The digests of runs in a fresh interpreter, which has its own addresses and order of sets."""
-    environment = {**os.environ, "PYTHONHASHSEED": str(number), "PYTHONPATH": str(ROOT)}
+    """The digests of runs in a fresh interpreter, which has its own addresses, order of sets, search path and
+    working directory."""
+    path = os.pathsep.join([str(ROOT), *("/somewhere/else" * n for n in range(1, 4 * number))])
+    environment = {**os.environ, "PYTHONHASHSEED": str(number), "PYTHONPATH": path}
     command = [sys.executable, "-c", PROGRAM, str(number), *map(str, seeds)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=100, check=True)
+    done = subprocess.run(
+        command, env=environment, cwd="/", capture_output=True, text=True, timeout=100, check=True
+    )
     return done.stdout.splitlines()
 
 
