@@ -223,6 +223,11 @@ def _start_stream(op: Operation, seconds: float, fail_at: int, **options: Any) -
     return generator, task, count, size
 
 
+def _stream_risks(op: Operation, task: int) -> list[Risk]:
+    """Of its items: they are made again as often as the task is."""
+    return [op.risk("task", 0), op.risk("object", op.record.tasks[task].retries, stored=True)]
+
+
 async def _next(op: Operation, generator: Any, expect: Expect) -> Any:
     """The next reference; None when there is none (or none came)."""
     return (await op.within("next item", _advance(generator), expect))[1]
@@ -235,9 +240,8 @@ async def _advance(generator: Any) -> Any:
 async def stream(op: Operation) -> None:
     """A whole stream, of good items and perhaps an exception; items are read at once, or in the end."""
     fail_at = op.rng.choice([-1, -1, 0, 2, 5])
-    retries = 3  # (at most; what it exactly is the risk of a lost worker only)
-    risks = [op.risk("task", 0), op.risk("object", retries, stored=True)]
     generator, task, count, size = _start_stream(op, op.seconds(0, 0.2), fail_at)
+    risks = _stream_risks(op, task)
     expect = Expect(any_value=True, risks=risks)
     later = []
     seen = 0
@@ -266,8 +270,8 @@ async def stream(op: Operation) -> None:
 
 async def stream_part(op: Operation) -> None:
     """A stream that is left in its middle: closed, dropped, or cancelled."""
-    risks = [op.risk("task", 0), op.risk("object", 3, stored=True)]
     generator, task, count, size = _start_stream(op, op.seconds(0, 1.0), -1)
+    risks = _stream_risks(op, task)
     op.record.tasks[task].cancelled = True
     taken = op.rng.randint(0, count)
     how = op.rng.choice(["close", "drop", "cancel"])
@@ -299,8 +303,8 @@ async def stream_part(op: Operation) -> None:
 async def stream_slowly(op: Operation) -> None:
     """The producer does not run further ahead than its window."""
     window = op.rng.randint(1, 4)
-    risks = [op.risk("task", 0), op.risk("object", 3, stored=True)]
     generator, task, count, size = _start_stream(op, 0.0, -1, generator_window=window)
+    risks = _stream_risks(op, task)
     for taken in range(count):
         await op.pause(0, 0.3)
         items = LEDGER.items.get(task, [])
@@ -317,8 +321,8 @@ async def stream_slowly(op: Operation) -> None:
 
 async def stream_shared(op: Operation) -> None:
     """A generator in the hands of tasks: each item goes to one of them."""
-    risks = [op.risk("task", 0), op.risk("object", 3, stored=True)]
     generator, task, count, size = _start_stream(op, op.seconds(0, 0.1), -1)
+    risks = _stream_risks(op, task)
     consumers = []
     for _ in range(op.rng.randint(1, 3)):
         consumer = op.task(0)
