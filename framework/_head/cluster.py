@@ -245,7 +245,8 @@ class ClusterHead(HeadService):
         self._leaving[ident] = self._loop.call_later(seconds, self._late, ident)
 
     def _late(self, ident: bytes) -> None:
-        if not self._watched(ident):
+        del self._leaving[ident]
+        if not self._watched(ident):  # (else its node will tell)
             self._owner_gone(ident)
 
     def _processes_there(self, node_id: bytes, idents: Iterable[bytes]) -> None:

@@ -265,6 +265,18 @@ async def test_late_news_of_another_node_does_not_count(world: World) -> None:
 # ---- owners ----------------------------------------------------------------------------------------------
 
 
+async def test_an_owner_whose_node_is_back_is_left_to_that(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limits, "OWNER_BACK", 0.02)
+    driver = world.driver()
+    world.head.peer_lost(driver)
+    assert world.head._leaving  # (its node is not here)
+    world.node(ONE, processes=[driver.ident])
+    await until(lambda: not world.head._leaving)
+    assert driver.ident in world.head._owner_nodes
+
+
 async def test_an_owner_may_come_back(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(limits, "OWNER_BACK", 0.05)
     one = world.node(ONE)
