@@ -168,6 +168,7 @@ EARLY_CANCELS: Final = (
 ASYNC_CONCURRENCY: Final = 1_000  #: calls at a time of an async actor, as Ray documents
 ACTORS_ENDED_KEPT: Final = 1_000  #: actors whose end a process tells again to a head that was away
 MAX_DEAD_KEPT: Final = 10_000  #: dead actors that are remembered, for whoever still asks why; oldest go first
+DEAD_BYTES_KEPT: Final = 16 * 1024 * 1024  #: and no more of them than that: errors may be long
 MAX_FREED_EARLY: Final = 10_000  #: objects that were freed before their writer had reported them
 
 # --- clusters: token, certificate, processes --------------------------------------------------------
@@ -199,7 +200,7 @@ PLACE_ELSEWHERE: Final = 1.0  #: after which one that waits there may go to anot
 LOAD_BATCH: Final = 0.05  #: a node tells its load no more often than this
 NODES_DEAD_KEPT: Final = 1_000  #: nodes that are dead and still shown
 LAST_WORDS_KEPT: Final = 1_000  #: ends of actors and owners that a node tells a head again that has returned
-LAST_WORDS_AGE: Final = 120.0
+LAST_WORDS_AGE: Final = 30.0  #: and that long, after it has heard them
 FENCED_KEPT: Final = 100_000  #: ids of dead nodes that may not come back
 HEAD_LOG_BYTES: Final = 4 * 1024 * 1024  #: of changes, after which the head's log is folded into its file
 JOBS_OVER_KEPT: Final = 200  #: jobs that have ended, of which nodes that come back are told
