@@ -234,6 +234,7 @@ KEEPALIVE_COUNT: Final = 5  #: how often, before the connection is lost
 PACKING_STEPS: Final = 10_000  #: of the search for a place, when the simple ways have found none
 GROUP_LEAVE: Final = 0.5  #: for leases in a group that is removed, before their processes are ended
 GROUPS_REMOVED_KEPT: Final = 1_000  #: placement groups that are gone and still shown; oldest go first
+GROUP_NAMES_KEPT: Final = 2_048  #: resources of groups whose names have been taken apart, in each process
 MAX_BUNDLES: Final = 10_000  #: of one placement group
 GROUP_LOAD_PAUSE: Final = 5e-5  #: per resource of a node, between two tellings of its load for new bundles
 GROUP_AGAIN: Final = 0.01  #: after a node has refused bundles, before the next attempt to place them; doubles
