@@ -9,7 +9,6 @@ from collections.abc import Iterable, Iterator, Sequence, Sized
 from typing import Any
 
 from framework._sim.invariants import invariants as invariants
-from framework._state.actor_records import DEAD
 from framework._state.groups import REMOVED
 from framework._state.node import IDLE
 from framework._state.objects import PENDING

@@ -8,7 +8,6 @@ from typing import Any
 from framework._base import resources as res
 from framework._base.resources import UNIT
 from framework._serial import values
-from framework._state.actor_records import DEAD
 from framework._state.allocator import aligned
 from framework._state.blocks import IN_MEMORY, RESTORING, SPILLING
 from framework._state.groups import CREATED

@@ -19,7 +19,7 @@ from collections.abc import Hashable, Iterable
 from typing import Any, Final
 
 from framework._base.ids import SEVERAL_TASKS
-from framework._state.actor_records import ALIVE, DEAD, PENDING, RESTARTING, ActorRecord, ActorRecords
+from framework._state.actor_records import ALIVE, DEAD, RESTARTING, ActorRecord, ActorRecords
 from framework.exceptions import ActorAlreadyExistsError
 
 Command = tuple[Any, ...]

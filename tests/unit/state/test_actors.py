@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from framework._base.limits import DEAD_BYTES_KEPT, MAX_DEAD_KEPT
-from framework._state.actor_records import ALIVE, DEAD, PENDING, RESTARTING
+from framework._state.actor_records import ALIVE, DEAD, RESTARTING
 from framework._state.actors import ActorDirectory
 from framework.exceptions import ActorAlreadyExistsError
 
