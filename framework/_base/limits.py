@@ -73,6 +73,7 @@ CANCEL_GRACE: Final = 5.0  #: between interrupting a task whose time is up and k
 DEATH_VERDICT_TIMEOUT: Final = 5.0  #: how long an owner waits for the node to name a worker's cause of death
 LOG_POLL: Final = 0.1
 LOG_POLL_BYTES: Final = 1024 * 1024
+LOG_FILES_KEPT: Final = 2_000  #: of workers that have ended, per node; a file for each stream that was used
 SESSIONS_KEPT: Final = 10  #: old sessions whose logs are kept
 
 MEMORY_THRESHOLD: Final = 0.95  #: share of memory in use at which a worker is ended, as Ray has it

@@ -66,9 +66,7 @@ def _latency(samples: Sequence[Sample]) -> list[str]:
         cells = []
         for part in range(4):
             found = [
-                s.latency[name]
-                for s in samples[part * quarter : (part + 1) * quarter]
-                if name in s.latency
+                s.latency[name] for s in samples[part * quarter : (part + 1) * quarter] if name in s.latency
             ]
             cells.append(f"{median(found) * 1e6:,.0f}" if found else "–")
         lines.append(f"| {name} | {' | '.join(cells)} |")
@@ -78,7 +76,9 @@ def _latency(samples: Sequence[Sample]) -> list[str]:
 def figures(result: Mapping[str, Any]) -> str:
     """Markdown, from the JSON of a run."""
     samples = samples_of(result)
-    grows = [f"{v['process']}: {v['figure']}" for v in result["verdicts"] if v["judgement"]["verdict"] == GROWS]
+    grows = [
+        f"{v['process']}: {v['figure']}" for v in result["verdicts"] if v["judgement"]["verdict"] == GROWS
+    ]
     machine = result["machine"]
     last = samples[-1]
     return "\n".join(
