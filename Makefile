@@ -26,12 +26,13 @@ RUN    := $(VENV)/.installed-run
 TEST   := $(VENV)/.installed-test
 DEV    := $(VENV)/.installed-dev
 PEERS  := $(VENV)/.installed-bench
+PLOT   := $(VENV)/.installed-plot
 
-.PHONY: help demo test sim lint types layering unit integration bench bench-peers chaos soak fuzz dev clean
+.PHONY: help demo test sim lint types layering unit integration bench bench-peers chaos soak soak-docs fuzz dev clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
-	@echo "also: lint types layering unit integration bench bench-peers chaos soak fuzz dev clean"
+	@echo "also: lint types layering unit integration bench bench-peers chaos soak soak-docs fuzz dev clean"
 
 # --- environment -------------------------------------------------------------------------------------------
 
@@ -81,6 +82,10 @@ $(PEERS): pyproject.toml $(VENV)/.created
 
 dev: $(DEV)
 
+$(PLOT): pyproject.toml $(VENV)/.created
+	@$(PIP) install --editable '.[plot]'
+	@touch $@ $(RUN)
+
 # --- use ---------------------------------------------------------------------------------------------------
 
 demo: $(RUN)
@@ -98,8 +103,14 @@ bench-peers: $(PEERS)
 chaos: $(RUN)
 	@$(PY) -m framework.chaos $(ARGS)
 
-soak: $(RUN)
-	@$(PY) -m framework.benchmarks.soak --minutes $(MINUTES) $(ARGS)
+# Text, JSON and a picture in build/soak; `make soak-docs` takes them into docs/design/endurance.md and .svg.
+soak: $(PLOT)
+	@mkdir -p build/soak
+	@set -o pipefail; $(PY) -m framework.benchmarks.soak --minutes $(MINUTES) \
+	  --json build/soak/soak.json --plot build/soak/soak.svg $(ARGS) | tee build/soak/soak.txt
+
+soak-docs: $(PLOT)
+	@$(PY) -m framework.benchmarks.soak_docs build/soak/soak.json docs/design
 
 # By atheris where it can be installed, else by a plain mutator.
 fuzz: $(TEST)

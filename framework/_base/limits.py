@@ -73,6 +73,7 @@ CANCEL_GRACE: Final = 5.0  #: between interrupting a task whose time is up and k
 DEATH_VERDICT_TIMEOUT: Final = 5.0  #: how long an owner waits for the node to name a worker's cause of death
 LOG_POLL: Final = 0.1
 LOG_POLL_BYTES: Final = 1024 * 1024
+LOG_FILES_KEPT: Final = 2_000  #: of workers that have ended, per node; a file for each stream that was used
 SESSIONS_KEPT: Final = 10  #: old sessions whose logs are kept
 
 MEMORY_THRESHOLD: Final = 0.95  #: share of memory in use at which a worker is ended, as Ray has it
@@ -168,6 +169,7 @@ EARLY_CANCELS: Final = (
 ASYNC_CONCURRENCY: Final = 1_000  #: calls at a time of an async actor, as Ray documents
 ACTORS_ENDED_KEPT: Final = 1_000  #: actors whose end a process tells again to a head that was away
 MAX_DEAD_KEPT: Final = 10_000  #: dead actors that are remembered, for whoever still asks why; oldest go first
+DEAD_BYTES_KEPT: Final = 16 * 1024 * 1024  #: and no more of them than that: errors may be long
 MAX_FREED_EARLY: Final = 10_000  #: objects that were freed before their writer had reported them
 
 # --- clusters: token, certificate, processes --------------------------------------------------------
@@ -199,7 +201,7 @@ PLACE_ELSEWHERE: Final = 1.0  #: after which one that waits there may go to anot
 LOAD_BATCH: Final = 0.05  #: a node tells its load no more often than this
 NODES_DEAD_KEPT: Final = 1_000  #: nodes that are dead and still shown
 LAST_WORDS_KEPT: Final = 1_000  #: ends of actors and owners that a node tells a head again that has returned
-LAST_WORDS_AGE: Final = 120.0
+LAST_WORDS_AGE: Final = 30.0  #: and that long, after it has heard them
 FENCED_KEPT: Final = 100_000  #: ids of dead nodes that may not come back
 HEAD_LOG_BYTES: Final = 4 * 1024 * 1024  #: of changes, after which the head's log is folded into its file
 JOBS_OVER_KEPT: Final = 200  #: jobs that have ended, of which nodes that come back are told
@@ -233,6 +235,7 @@ KEEPALIVE_COUNT: Final = 5  #: how often, before the connection is lost
 PACKING_STEPS: Final = 10_000  #: of the search for a place, when the simple ways have found none
 GROUP_LEAVE: Final = 0.5  #: for leases in a group that is removed, before their processes are ended
 GROUPS_REMOVED_KEPT: Final = 1_000  #: placement groups that are gone and still shown; oldest go first
+GROUP_NAMES_KEPT: Final = 2_048  #: resources of groups whose names have been taken apart, in each process
 MAX_BUNDLES: Final = 10_000  #: of one placement group
 GROUP_LOAD_PAUSE: Final = 5e-5  #: per resource of a node, between two tellings of its load for new bundles
 GROUP_AGAIN: Final = 0.01  #: after a node has refused bundles, before the next attempt to place them; doubles

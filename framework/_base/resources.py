@@ -11,6 +11,8 @@ import math
 from collections.abc import Mapping
 from numbers import Integral, Real
 
+from framework._base import limits
+
 UNIT = 10_000
 """Units in one whole resource."""
 
@@ -167,7 +169,7 @@ def in_group(units: Mapping[str, int], group_hex: str, index: int) -> dict[str, 
     return named
 
 
-@functools.lru_cache(maxsize=1 << 14)
+@functools.lru_cache(limits.GROUP_NAMES_KEPT)
 def split_group(name: str) -> tuple[str, str, int] | None:
     """``(resource, hexadecimal group, index or -1)`` of a resource of a placement group; None for others."""
     base, mark, rest = name.rpartition(_GROUP)

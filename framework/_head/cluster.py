@@ -27,7 +27,7 @@ from framework._head.placing import Placing
 from framework._head.service import HeadService
 from framework._head.storage import Storage, pack, unpack
 from framework._net.connection import Connection, Frame
-from framework._state.actors import DEAD, ActorRecord
+from framework._state.actor_records import DEAD, ActorRecord
 from framework._state.membership import Membership
 from framework._wire import messages as m
 from framework._wire.codec import new_packer

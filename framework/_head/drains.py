@@ -6,7 +6,7 @@ import asyncio
 from typing import TYPE_CHECKING, Any
 
 from framework._net.connection import Connection, Frame
-from framework._state.actors import ActorRecord
+from framework._state.actor_records import ActorRecord
 from framework._wire import messages as m
 
 if TYPE_CHECKING:

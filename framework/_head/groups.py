@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from framework._base import limits
 from framework._base.resources import fits, format_resources, out_of_group, to_floats
 from framework._net.connection import Connection, Frame, Handler
-from framework._state.actors import DEAD
+from framework._state.actor_records import DEAD
 from framework._state.bundles import REMOVED as REMOVED_TEXT
 from framework._state.packing import STRATEGIES
 from framework._state.placement import REMOVED, Group, Placement
@@ -83,8 +83,7 @@ class HeadGroups:
     def job_over(self, job: bytes) -> None:
         """A driver is gone for good."""
         if self.state.groups:
-            records = self._head.actors.records.values()
-            living = [r.actor_id for r in records if r.detached and r.state != DEAD]
+            living = [record.actor_id for record in self._head.actors.living() if record.detached]
             self.run(self.state.job_ended(job, living))
 
     def actors_changed(self) -> None:
@@ -141,9 +140,9 @@ class HeadGroups:
 
     def _end_actors(self, group: Group) -> None:
         self._waiting.pop(group.group_id, None)
-        for record in list(self._head.actors.records.values()):
+        for record in self._head.actors.living():
             strategy = record.spec.get("strategy")
-            if record.state != DEAD and strategy and strategy[:2] == ["group", group.group_id]:
+            if strategy and strategy[:2] == ["group", group.group_id]:
                 self._end_actor(record.actor_id, removal_text(group))
 
     def _place_waiting(self, group: Group) -> None:

@@ -14,7 +14,8 @@ from typing import Any
 
 from framework._base import limits
 from framework._net.connection import Connection
-from framework._state.actors import ALIVE, DEAD, ActorDirectory, ActorRecord
+from framework._state.actor_records import ALIVE, DEAD, ActorRecord
+from framework._state.actors import ActorDirectory
 from framework._state.scheduling import ClusterView
 from framework._wire import messages as m
 

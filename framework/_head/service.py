@@ -12,7 +12,8 @@ from framework._base import limits
 from framework._base import resources as res
 from framework._net.connection import Connection, Frame, Handler
 from framework._service.census import answer_census
-from framework._state.actors import DEAD, ActorDirectory, ActorRecord
+from framework._state.actor_records import DEAD, ActorRecord
+from framework._state.actors import ActorDirectory
 from framework._wire import messages as m
 
 if TYPE_CHECKING:

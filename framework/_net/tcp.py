@@ -261,6 +261,9 @@ def open_connection(
                 problem = error
                 break
             except OSError as error:
+                # The frames that it has passed, this one too, know it: a circle, which would keep the
+                # connection and its buffers until the next garbage collection.
+                error.__traceback__ = None
                 problem = ConnectionFailedError(f"{host} port {port} cannot be reached: {error}")
                 if isinstance(error, ConnectionRefusedError) or loop.time() + pause > over:
                     break

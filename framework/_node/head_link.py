@@ -144,10 +144,7 @@ class HeadLink:
             self._tell_load()
             return
         if opcode in _LAST_WORDS or (opcode == m.ACTOR_PLACED and frame[-1] is not None):
-            now, words = self._loop.time(), self._last_words
-            while words and words[0][0] <= now - limits.LAST_WORDS_AGE:
-                words.popleft()
-            words.append((now, list(frame)))
+            self._last_words.append((self._loop.time(), list(frame)))
         if self._joined and self._connection is not None:
             self._connection.cast(*frame)
 
@@ -204,8 +201,7 @@ class HeadLink:
         self._hear()
         connection.cast(*hello("node", self._facts.node_id))
         async with asyncio.timeout(limits.NODE_SILENCE):
-            age = self._loop.time() - limits.LAST_WORDS_AGE
-            words = [frame for when, frame in self._last_words if when > age]
+            words = [frame for _, frame in self._last_words]
             info = self._info()
             if self._load is None:
                 available = info.get("available") or info["total"]
@@ -260,6 +256,8 @@ class HeadLink:
     def _begin(self, rows: list[dict[str, Any]]) -> None:
         """The first rows after a join: all."""
         self._joined = True
+        now, words = self._loop.time(), self._last_words
+        self._last_words = deque(((now, frame) for _, frame in words), words.maxlen)  # it hears them now
         there = {row["node_id"] for row in rows}
         missed = [node_id for node_id in self._known if node_id not in there]
         self._known = {}
@@ -299,8 +297,17 @@ class HeadLink:
             pending = pending[: limits.PENDING_SHAPES]
             self._connection.cast(m.NODE_LOAD, available, pending, total, self._seen, busy)
 
+    def _forget_words(self, now: float) -> None:
+        """What a head that is there has heard a while ago it has written down. (While it is away they get no
+        older.)"""
+        words = self._last_words
+        while words and words[0][0] <= now - limits.LAST_WORDS_AGE:
+            words.popleft()
+
     def _tick(self) -> None:
         now = self._loop.time()
+        if self._joined:
+            self._forget_words(now)
         if now - self._ticked > 2 * limits.HEARTBEAT:
             self._heard = now  # this process did not run for a while: nothing could be heard
         self._ticked = now

@@ -6,11 +6,14 @@ two system calls per file of an active worker that has written, and nothing for 
 
 from __future__ import annotations
 
+import contextlib
 import os
 import stat
+from collections import deque
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
+from framework._base import limits
 from framework._base.limits import LOG_FINAL_BYTES, LOG_POLL_BYTES
 from framework._state.loglines import LineAssembler
 
@@ -142,13 +145,14 @@ class LogMonitor:
     `max_bytes` bounds what one poll reads from one file; the rest stays for the next.
     """
 
-    __slots__ = ("_due", "_max_bytes", "_watched")
+    __slots__ = ("_due", "_left", "_max_bytes", "_watched")
 
     def __init__(self, max_bytes: int = LOG_POLL_BYTES) -> None:
         self._max_bytes = max_bytes
         self._watched: dict[bytes, _Watched] = {}
         # Active workers, and those that are not any more but have not had their last poll.
         self._due: dict[bytes, _Watched] = {}
+        self._left: deque[str] = deque()  #: files of workers that have ended
 
     def watch(self, worker_id: bytes, pid: int, out_path: str, err_path: str, *, job: bytes = b"") -> None:
         """Follow this worker's files, which need not exist yet. It counts as idle until `set_active`."""
@@ -199,7 +203,8 @@ class LogMonitor:
         return out
 
     def forget(self, worker_id: bytes) -> list[LogBatch]:
-        """The worker has ended: read the rest (of at most 4 MiB per file), and remove its files if empty."""
+        """The worker has ended: read the rest (of at most 4 MiB per file), and remove its files if empty.
+        Others stay, of the `limits.LOG_FILES_KEPT` that ended last."""
         watched = self._watched.pop(worker_id, None)
         self._due.pop(worker_id, None)
         out: list[LogBatch] = []
@@ -213,7 +218,11 @@ class LogMonitor:
                 lines += tail.flush()
             _add(out, watched, tail, lines)
             tail.release()
-            _remove_if_empty(tail.path)
+            if not _is_removed_as_empty(tail.path):
+                self._left.append(tail.path)
+        while len(self._left) > limits.LOG_FILES_KEPT:
+            with contextlib.suppress(OSError):
+                os.unlink(self._left.popleft())
         return out
 
     def close(self) -> None:
@@ -237,9 +246,12 @@ def _add(out: list[LogBatch], watched: _Watched, tail: LogTail, lines: Lines) ->
         out.append(LogBatch(watched.worker_id, tail.pid, tail.is_err, lines))
 
 
-def _remove_if_empty(path: str) -> None:
+def _is_removed_as_empty(path: str) -> bool:
+    """Whether there is no such file, any more at least."""
     try:
-        if not os.stat(path, follow_symlinks=False).st_size:
-            os.unlink(path)
+        if os.stat(path, follow_symlinks=False).st_size:
+            return False
+        os.unlink(path)
     except OSError:
         pass
+    return True

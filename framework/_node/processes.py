@@ -37,6 +37,7 @@ class WorkerProcess:
         "kind",
         "pid",
         "reason",
+        "start_timer",
         "status",
         "worker_id",
     )
@@ -53,6 +54,7 @@ class WorkerProcess:
         self.busy_since = 0.0
         self.intended = False
         self.status: int | None = None  #: as `os.waitpid` has it, once it has ended
+        self.start_timer: asyncio.TimerHandle | None = None  #: until it is up, or has ended
 
 
 class Processes:
@@ -81,16 +83,32 @@ class Processes:
             self._start_failed(env, f"no worker process could be started: {error}")
             return
         worker_id = self._random_bytes(28)
-        self.by_id[worker_id] = WorkerProcess(worker_id, env)
+        process = self.by_id[worker_id] = WorkerProcess(worker_id, env)
         zygote.fork(worker_id, env, {**self.config, "worker_id": worker_id})
-        self._loop.call_later(limits.WORKER_START_TIMEOUT, self._start_timed_out, worker_id)
+        process.start_timer = self._loop.call_later(
+            limits.WORKER_START_TIMEOUT, self._start_timed_out, worker_id
+        )
+
+    @staticmethod
+    def _start_over(process: WorkerProcess) -> None:
+        timer, process.start_timer = process.start_timer, None
+        if timer is not None:
+            timer.cancel()
+
+    def up(self, process: WorkerProcess, connection: Connection) -> None:
+        """It has said HELLO."""
+        process.connection = connection
+        self._start_over(process)
 
     def _start_failed(self, env: EnvKey, text: str) -> None:
         self._node.run(self._node.state.start_failed(env, text))
 
     def _start_timed_out(self, worker_id: bytes) -> None:
         process = self.by_id.get(worker_id)
-        if process is not None and process.connection is None and worker_id not in self._node.state.workers:
+        if process is None:
+            return
+        process.start_timer = None
+        if process.connection is None and worker_id not in self._node.state.workers:
             if process.pid:
                 self.end(worker_id, "it did not start in time", intended=False)
             else:
@@ -102,6 +120,7 @@ class Processes:
             return
         if error:
             del self.by_id[worker_id]
+            self._start_over(process)
             self.zygotes.released(process.env)
             self._start_failed(process.env, f"no worker process could be started: {error}")
             return
@@ -162,6 +181,7 @@ class Processes:
         node, pid = self._node, process.pid
         worker_id = process.worker_id
         self.by_id.pop(worker_id, None)
+        self._start_over(process)
         self.zygotes.released(process.env)
         if self._saying_goodbye is not None:
             waiting, done = self._saying_goodbye

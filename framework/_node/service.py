@@ -210,7 +210,7 @@ class NodeService:
             if process is None:
                 connection.close()
                 return None
-            process.connection = connection
+            self.processes.up(process, connection)
             worker = Worker(process.worker_id, info["pid"], info["address"], process.env, connection)
             self.run(self.state.worker_up(worker, self._loop.time()))
             self.watch_idle()

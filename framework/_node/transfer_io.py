@@ -131,9 +131,9 @@ class Channel:
 class Progress:
     """How much of an object has arrived, for those who send it on meanwhile."""
 
-    def __init__(self, begun: Callable[[], object]) -> None:
-        """`begun()` is called by the receiving thread when the first bytes are here."""
-        self._begun = begun = begun
+    def __init__(self, begun: Callable[[Progress], object]) -> None:
+        """`begun(this)` is called by the receiving thread when the first bytes are here."""
+        self._begun = begun
         self.done = 0
         self.version = b""
         self.owner = b""
@@ -146,7 +146,7 @@ class Progress:
         """Receiving thread: so many bytes are here."""
         first, self.done = not self.done, done
         if first:
-            self._begun()
+            self._begun(self)
         if self._watched:
             with self._changed:
                 self._changed.notify_all()

@@ -185,12 +185,16 @@ class TransferService:
     def _placed(self, object_id: bytes, offset: int) -> None:
         block = self._store.state.at(object_id, offset)
         assert block is not None
-        progress = io.Progress(lambda: self._loop.call_soon_threadsafe(self._begun, progress))
+        progress = io.Progress(self._first_bytes)
         self._places[object_id] = _Place(offset, block.size, progress)
         self.run(self.state.placed(object_id))
 
     def _unplaced(self, object_id: bytes, error: BaseException) -> None:
         self.run(self.state.unplaced(object_id, type(error).__name__, str(error)))
+
+    def _first_bytes(self, progress: io.Progress) -> None:
+        """Receiving thread."""
+        self._loop.call_soon_threadsafe(self._begun, progress)
 
     def _begun(self, progress: io.Progress) -> None:
         """Its first bytes are here, or it has failed."""

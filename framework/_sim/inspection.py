@@ -9,7 +9,6 @@ from collections.abc import Iterable, Iterator, Sequence, Sized
 from typing import Any
 
 from framework._sim.invariants import invariants as invariants
-from framework._state.actors import DEAD
 from framework._state.groups import REMOVED
 from framework._state.node import IDLE
 from framework._state.objects import PENDING
@@ -272,7 +271,7 @@ def _owner(owner: Any) -> str:
 def of_head(service: Any, idents: set[bytes] | None = None) -> Iterator[str]:
     """Of a `HeadService`, or the head of a cluster. `idents`: of all drivers and workers that live; None: not
     known."""
-    living = [record for record in service._actors.records.values() if record.state != DEAD]
+    living = service._actors.living()
     yield from _several(
         "actors that are not dead",
         (f"{r.spec.get('class_name')} {_short(r.actor_id)} {r.state} {r.name_key or ''}" for r in living),

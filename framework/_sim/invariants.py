@@ -8,7 +8,6 @@ from typing import Any
 from framework._base import resources as res
 from framework._base.resources import UNIT
 from framework._serial import values
-from framework._state.actors import DEAD
 from framework._state.allocator import aligned
 from framework._state.blocks import IN_MEMORY, RESTORING, SPILLING
 from framework._state.groups import CREATED
@@ -261,9 +260,9 @@ def of_reachable(nodes: Sequence[Any], runtimes: Sequence[Any]) -> Iterator[str]
 def of_head(service: Any) -> Iterator[str]:
     """Of a `HeadService`: one living actor of a name, and whole groups."""
     names: dict[Any, bytes] = {}
-    for record in service._actors.records.values():
+    for record in service._actors.living():
         key = record.name_key
-        if key is None or record.state == DEAD:
+        if key is None:
             continue
         if key in names:
             yield f"two living actors are named {key}: {_short(names[key])} and {_short(record.actor_id)}"

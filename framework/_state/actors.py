@@ -19,13 +19,8 @@ from collections.abc import Hashable, Iterable
 from typing import Any, Final
 
 from framework._base.ids import SEVERAL_TASKS
-from framework._base.limits import MAX_DEAD_KEPT
+from framework._state.actor_records import ALIVE, DEAD, RESTARTING, ActorRecord, ActorRecords
 from framework.exceptions import ActorAlreadyExistsError
-
-PENDING = "PENDING_CREATION"
-ALIVE = "ALIVE"
-RESTARTING = "RESTARTING"
-DEAD = "DEAD"
 
 Command = tuple[Any, ...]
 
@@ -50,95 +45,21 @@ _KEPT: Final = (
 )
 
 
-_SPARED: Final = ("kind", "orderly")  #: of the detail of a death: without them, it is "" and False
-
-
 def stored_on(state: Any) -> bytes:
     """The node that has a saved state in its store (wire form), in a cluster; else empty."""
     node = state[5] if isinstance(state, list) and len(state) > 5 and state[0] == 3 else b""
     return node if isinstance(node, bytes) else b""
 
 
-class ActorRecord:
-    """One actor, through all its incarnations."""
-
-    __slots__ = (
-        "actor_id",
-        "address",
-        "aliases",
-        "detail",
-        "ending",
-        "held",
-        "incarnation",
-        "moving",
-        "no_restart",
-        "node",
-        "owner",
-        "pid",
-        "restarts",
-        "saved",
-        "spec",
-        "state",
-        "stored",
-        "waiting",
-        "watchers",
-        "worker",
-    )
-
-    def __init__(self, actor_id: bytes, spec: dict[str, Any], owner: Hashable) -> None:
-        self.actor_id = actor_id
-        self.spec = spec
-        #: the process that created it; the actor ends with it unless detached
-        self.owner = owner
-        self.node = b""  #: where it is, or is being started; empty while it has no place
-        #: [force, why] while its node is to end this process of it, and has not said that it has
-        self.ending: list[Any] | None = None
-        self.moving = False  #: it leaves its node, and is started again elsewhere at no cost
-        self.state = PENDING
-        self.address = ""
-        self.worker = b""
-        self.pid = 0
-        self.incarnation = 0
-        self.restarts = 0
-        self.no_restart = False
-        self.held = (
-            False  #: its process has ended, and its supervisor has not said yet what is to become of it
-        )
-        self.waiting = False  #: announced by its owner, who still waits for the arguments of its constructor
-        #: who wants to hear of it -> the ids that it is known by there
-        self.watchers: dict[Hashable, set[bytes]] = {}
-        #: ids of handles that were made by ``get_if_exists`` and mean this actor
-        self.aliases: set[bytes] = set()
-        #: why it is dead or restarted: {"text": str, "error": wire error or None, "pid": int, "running": int}
-        self.detail: dict[str, Any] | None = None
-        #: what it wants to find again after a restart, in wire form, in a list of one (empty: nothing)
-        self.saved: list[Any] = []
-        self.stored: bytes | None = None  #: its id in the store, if it is there
-
-    @property
-    def name_key(self) -> tuple[str, str] | None:
-        name = self.spec.get("name")
-        return (self.spec.get("namespace") or "", name) if name else None
-
-    @property
-    def detached(self) -> bool:
-        return self.spec.get("lifetime") == "detached"
-
-    @property
-    def supervised(self) -> bool:
-        return bool(self.spec.get("supervised"))
-
-
 class ActorDirectory:
     """All actors of the cluster."""
 
     def __init__(self) -> None:
-        self.records: dict[bytes, ActorRecord] = {}
-        self._living: dict[bytes, ActorRecord] = {}  #: of them, those that are not dead
+        self.records = ActorRecords()
+        self._living = self.records.living
         self._names: dict[tuple[str, str], bytes] = {}
         self._aliases: dict[bytes, bytes] = {}
         self._unborn: dict[bytes, dict[Hashable, None]] = {}
-        self._dead: dict[bytes, None] = {}
         #: what `export` would tell anew -> whether its `spec` has changed too; None: nobody keeps it
         self.touched: dict[bytes, bool] | None = None
 
@@ -187,7 +108,7 @@ class ActorDirectory:
                     "kill() that actor first, or pass get_if_exists=True to use it"
                 )
             self._names[key] = actor_id
-        self.records[actor_id] = self._living[actor_id] = record
+        self.records.add(record)
         record.watchers = {watcher: {actor_id} for watcher in watchers}
         record.waiting = waiting
         self._touch(record, True)
@@ -364,6 +285,8 @@ class ActorDirectory:
                 record.aliases.discard(actor_id)
                 self._touch(record)
                 self._unwatch(record, actor_id)
+                if record.state == DEAD:
+                    self._bury(record)
             return []
         record = self.records.get(actor_id)
         if record is None or (record.detached and not force):
@@ -423,28 +346,20 @@ class ActorDirectory:
         return sorted(key for key in self._names if namespace is None or key[0] == namespace)
 
     def _die(self, record: ActorRecord, detail: dict[str, Any]) -> list[Command]:
-        record.state = DEAD
-        # What a dead record still has to tell is small: many are kept.
-        record.detail = {name: value for name, value in detail.items() if value or name not in _SPARED}
+        record.state, record.detail = DEAD, detail
         record.address, record.worker, record.ending = "", b"", None
         self._release_name(record)
         commands = self._publish(record) + self._unsave(record)
         record.watchers.clear()
-        record.spec = {
-            k: record.spec.get(k) for k in ("class_name", "name", "namespace", "job") if k in record.spec
-        }
-        self._touch(record, True)
-        self._living.pop(record.actor_id, None)
-        self._dead[record.actor_id] = None
-        while len(self._dead) > MAX_DEAD_KEPT:
-            oldest = next(iter(self._dead))
-            del self._dead[oldest]
-            evicted = self.records.pop(oldest, None)
-            for alias in evicted.aliases if evicted is not None else ():
-                self._aliases.pop(alias, None)
-            if evicted is not None:
-                self._touch(evicted, True)
+        self._bury(record)
         return commands
+
+    def _bury(self, record: ActorRecord) -> None:
+        self._touch(record, True)
+        for forgotten in self.records.bury(record):
+            for alias in forgotten.aliases:
+                self._aliases.pop(alias, None)
+            self._touch(forgotten, True)
 
     def _release_name(self, record: ActorRecord) -> None:
         key = record.name_key
@@ -459,11 +374,15 @@ class ActorDirectory:
             for actor_id in sorted(ids)
         ]
 
+    def living(self) -> list[ActorRecord]:
+        """All that are not dead."""
+        return list(self._living.values())
+
     # ---- nodes -----------------------------------------------------------------------------------------
 
     def placing(self, actor_id: bytes, node: bytes) -> None:
         """It is to be started on this node (empty: it has no place after all)."""
-        record = self.records.get(actor_id)
+        record = self._living.get(actor_id)
         if record is not None:
             record.node = node
             self._touch(record)
@@ -554,15 +473,15 @@ class ActorDirectory:
         again, and their nodes what has become of them; the commands place those that had no place yet."""
         commands: list[Command] = []
         for actor_id, facts, spec in actors:
-            record = self.records[actor_id] = ActorRecord(actor_id, spec, facts["owner"])
+            record = ActorRecord(actor_id, spec, facts["owner"])
             for name in _KEPT:
                 setattr(record, name, facts[name])
             record.aliases = set(facts["aliases"])
             self._aliases.update(dict.fromkeys(record.aliases, actor_id))
             if record.state == DEAD:
-                self._dead[actor_id] = None
+                self._bury(record)
                 continue
-            self._living[actor_id] = record
+            self.records.add(record)
             key = record.name_key
             if key is not None and not record.no_restart:
                 self._names[key] = actor_id

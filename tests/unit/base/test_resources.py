@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from framework._base import limits
 from framework._base import resources as res
 from framework._base.resources import UNIT, IndexedResource
 
@@ -187,3 +188,10 @@ def test_devices_are_never_over_allocated_and_always_reusable(
     for allocation in held:
         devices.free(allocation)
     assert devices.allocate(total * UNIT) == [(index, UNIT) for index in range(total)]
+
+
+def test_names_of_groups_that_were_taken_apart_are_kept_up_to_a_bound() -> None:
+    for number in range(limits.GROUP_NAMES_KEPT):
+        for name in res.in_group({"CPU": UNIT}, f"{number:0{res.GROUP_HEX}x}", 0):
+            assert res.split_group(name) is not None
+    assert res.split_group.cache_info().currsize == limits.GROUP_NAMES_KEPT

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import os
 import threading
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from framework.benchmarks.soak import Verdict, grown_tables, parse, shown, table, verdicts
+from framework.benchmarks.soak_docs import BEGIN, END, figures, replaced, samples_of
 from framework.benchmarks.soak_samples import (
     Sample,
     figures_of,
@@ -120,3 +124,38 @@ def test_options_that_make_no_sense(wrong: list[str], capsys: pytest.CaptureFixt
     with pytest.raises(SystemExit):
         parse(wrong)
     assert "must be" in capsys.readouterr().err
+
+
+def result(leak: float) -> dict[str, Any]:
+    samples = [sample(index, leak) for index in range(80)]
+    for one in samples:
+        for figures_there in one.processes.values():
+            figures_there |= {"descriptors": 20.0, "threads": 3.0}
+    made = {
+        "machine": {"cpus": 2},
+        "rounds": 12,
+        "visits": 3,
+        "operations": {"tasks": 1_000, "calls": 2_000},
+        "error": "",
+        "verdicts": [asdict(verdict) for verdict in verdicts(samples)],
+        "samples": [{**asdict(one), "tables": None} for one in samples],
+    }
+    loaded: dict[str, Any] = json.loads(json.dumps(made))
+    return loaded
+
+
+def test_a_page_gets_the_figures_of_a_run() -> None:
+    found = result(leak=100.0)
+    assert [one.time for one in samples_of(found)] == [3.0 * index for index in range(80)]
+    text = figures(found)
+    assert "4 minutes, 3,000 operations in 12 rounds, 3 visits" in text
+    assert "What grows: driver: heap. What went wrong: nothing." in text
+    assert "| driver | 41.8, 47.6, 53.3 | 100,000 | \N{EN DASH} | 20 | 3 |" in text
+    assert "| actor call p50 | 100 | 100 | 100 | 100 |" in text
+    assert "What grows: nothing." in figures(result(leak=0.0))
+    page = f"# Title\n{BEGIN}\nold\n{END}\nmore\n"
+    once = replaced(page, text)
+    assert once.startswith(f"# Title\n{BEGIN}\n\n4 minutes") and once.endswith(f"{END}\nmore\n")
+    assert "old" not in once and replaced(once, text) == once
+    with pytest.raises(ValueError, match="begin"):
+        replaced("# Title\n", text)

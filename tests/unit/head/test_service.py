@@ -159,7 +159,6 @@ async def test_who_is_gone_is_told_nothing(world: World) -> None:
 
 
 async def test_where_dead_actors_were_is_forgotten(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("framework._state.actors.MAX_DEAD_KEPT", 3)
     monkeypatch.setattr(limits, "MAX_DEAD_KEPT", 3)
     for number in range(50):
         actor = bytes([number]) * 16

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import os
 import socket
+import weakref
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
@@ -515,6 +517,21 @@ async def test_a_connection_that_cannot_be_opened() -> None:
     await until(lambda: stranger.closed)
     assert isinstance(stranger.connection.error, AuthenticationError) and not server.joined
     server.listener.close()
+
+
+async def test_nothing_is_left_of_a_connection_that_was_refused() -> None:
+    facts = cluster_facts()
+    with bind_tcp("127.0.0.1") as sock:
+        port = sock.getsockname()[1]
+    client = Client(port, facts)
+    gc.disable()
+    try:
+        await until(lambda: client.closed)
+        connection = weakref.ref(client.connection)
+        del client.connection
+        await until(lambda: connection() is None)
+    finally:
+        gc.enable()
 
 
 async def test_a_peer_that_is_too_busy_at_first_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:

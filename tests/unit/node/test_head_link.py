@@ -200,6 +200,27 @@ async def test_last_words_are_said_again(head: Head, make: Callable[..., Node]) 
     assert record.detail is not None and record.detail["text"] == "it fell over"
 
 
+async def test_last_words_are_forgotten_when_a_head_that_is_there_has_heard_them(
+    head: Head, make: Callable[..., Node], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limits, "HEARTBEAT", 0.01)
+    node = make()
+    await until(lambda: node.joins)
+    for number in range(100):
+        node.link.cast(m.OWNER_GONE, number.to_bytes(28, "big"), "worker", b"")
+    assert len(node.link._last_words) == 100, "it may not have read them yet"
+    monkeypatch.setattr(limits, "LAST_WORDS_AGE", 0.02)
+    await until(lambda: not node.link._last_words)
+    head.end()
+    await until(lambda: node.link.closed)
+    node.link.cast(m.OWNER_GONE, b"o" * 28, "worker", b"")
+    ticked = node.link._ticked
+    await until(lambda: node.link._ticked > ticked + 2 * limits.LAST_WORDS_AGE)
+    assert len(node.link._last_words) == 1, "they get no older while nobody hears them"
+    head.begin()
+    await until(lambda: node.joins == 2 and not node.link._last_words)
+
+
 async def test_a_fenced_node_ends(head: Head, make: Callable[..., Node]) -> None:
     node, other = make(b"n"), make(b"o")
     await until(lambda: node.joins and other.joins)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from framework._base import limits
 from framework._node import logtail
 from framework._node.logtail import LogBatch, LogMonitor, LogTail
 from framework._state.loglines import marker_line
@@ -232,6 +233,23 @@ def test_forget_is_bounded(monitor: LogMonitor, tmp_path: Path, monkeypatch: pyt
     assert monitor.forget(W1) == [
         LogBatch(W1, 1, False, [("", "a"), ("", f"[more output is in {out}]")]),
     ]
+
+
+def test_files_of_workers_that_have_ended_are_kept_up_to_a_bound(
+    monitor: LogMonitor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limits, "LOG_FILES_KEPT", 3)
+    living, _ = watch(monitor, tmp_path, W1, 0)
+    append(living, b"a\n")
+    files = []
+    for number in range(1, 11):
+        worker_id = bytes([100 + number]) * 28
+        out, err = watch(monitor, tmp_path, worker_id, number)
+        append(out, b"a\n")
+        files += [out, err]
+        assert monitor.forget(worker_id)
+    assert [file for file in files if file.exists()] == files[-6::2], "the latest, and none that is empty"
+    assert living.exists()
 
 
 def test_files_that_vanish(monitor: LogMonitor, tmp_path: Path) -> None:

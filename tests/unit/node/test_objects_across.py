@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import threading
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -194,6 +195,22 @@ async def test_copied_once_and_freed_everywhere(nodes: Nodes) -> None:
 
 
 @pytest.mark.parametrize("nodes", ["plain", "tls"], indirect=True)
+async def test_nothing_is_left_of_a_transfer(nodes: Nodes) -> None:
+    a, b, *_ = nodes
+    gc.collect()
+    gc.disable()
+    try:
+        for number in range(5):
+            ident = bytes([number]) * 28
+            await a.make(ident, 4096)
+            await b.read(ident, a, 4096)
+            a.process.send(m.STORE_FREE, [ident])
+        await nodes.empty()
+        assert not [one for one in gc.get_objects() if type(one) is transfer_io.Progress]
+    finally:
+        gc.enable()
+
+
 async def test_from_where_it_was_spilled_to(nodes: Nodes) -> None:
     a, b, *_ = nodes
     content = await a.make(ID)

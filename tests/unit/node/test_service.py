@@ -129,6 +129,23 @@ async def world(tmp_path: Path, request: pytest.FixtureRequest) -> AsyncIterator
 stays = pytest.mark.parametrize("world", [True], indirect=True)
 
 
+async def test_nothing_is_left_of_workers_that_have_ended(world: World) -> None:
+    timers = []
+    for _ in range(10):
+        (ident,) = await world.forks(1)
+        process = world.service.processes.by_id[ident]
+        timers.append(process.start_timer)
+        worker = await world.worker(ident)
+        assert process.start_timer is None, "it is up"
+        await world.exit(worker)
+        world.want(world.driver(), leases=1)
+    (ident,) = await world.forks(1)
+    timers.append(world.service.processes.by_id[ident].start_timer)
+    world.zygote.send(msgpack.packb(["forked", ident, 0, "no memory"]))
+    await spin(lambda: ident not in world.service.processes.by_id)
+    assert all(timer is not None and timer.cancelled() for timer in timers)
+
+
 async def test_it_joins_the_head_and_starts_workers_ahead(world: World) -> None:
     ((_, info),) = world.head.take(m.NODE_JOIN)
     assert (info["total"], info["pid"], info["session_dir"]) == (

@@ -10,7 +10,8 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from framework._state.actors import ALIVE, DEAD, PENDING, RESTARTING, ActorDirectory
+from framework._state.actor_records import ALIVE, DEAD, PENDING, RESTARTING
+from framework._state.actors import ActorDirectory
 from framework.exceptions import ActorAlreadyExistsError
 
 A, B = b"a" * 16, b"b" * 16
@@ -314,7 +315,8 @@ class Life(RuleBasedStateMachine):
             )
         )
         self.directory.touched = {}
-        assert list(self.directory.records) == list(before.records)
+        assert list(self.directory.records.living) == list(before.records.living)
+        assert self.directory.records.keys() == before.records.keys()
         assert self.directory._names == before._names
         for actor, record in self.directory.records.items():
             assert self.directory.export(actor) == before.export(actor)

@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+import gc
+import sys
+import weakref
 from typing import Any
 
 import pytest
 
-from framework._state.actors import ALIVE, DEAD, MAX_DEAD_KEPT, PENDING, RESTARTING, ActorDirectory
+from framework._base.limits import DEAD_BYTES_KEPT, MAX_DEAD_KEPT
+from framework._state.actor_records import ALIVE, DEAD, RESTARTING
+from framework._state.actors import ActorDirectory
 from framework.exceptions import ActorAlreadyExistsError
 
 A, B, C = b"a" * 16, b"b" * 16, b"c" * 16
 
 NODE = b"n" * 28
+
+
+class Somebody:
+    """A connection, say."""
 
 
 def spec(**options: Any) -> dict[str, Any]:
@@ -290,8 +299,60 @@ def test_dead_records_are_small_and_forget_their_aliases_with_them() -> None:
     directory.create(B, spec(name="x", get_if_exists=True), "owner")
     directory.kill(A, True, "enough")
     assert "payload" not in directory.records[A].spec
-    assert directory.record(B) is directory.records[A]
-    assert directory.records[A].state != PENDING
+    record = directory.record(B)
+    assert record is not None and (record.actor_id, record.state, record.aliases) == (A, DEAD, {B})
+    directory.out_of_scope(B, "dropped")
+    assert directory.record(B) is None and directory.records[A].aliases == set()
+
+
+def test_nobody_is_kept_alive_by_a_dead_actor() -> None:
+    directory = ActorDirectory()
+    owner, watcher = Somebody(), Somebody()
+    directory.create(A, spec(), owner)
+    directory.watch(A, watcher)
+    gone = weakref.ref(owner), weakref.ref(watcher)
+    directory.owner_gone(owner)
+    assert directory.records[A].state == DEAD
+    del owner, watcher
+    assert (gone[0](), gone[1]()) == (None, None)
+
+
+def test_a_dead_actor_weighs_the_same_whatever_its_life_was() -> None:
+    directory = ActorDirectory()
+
+    def never_lived(actor: bytes) -> None:
+        directory.create(actor, spec(class_name="C", job=b"j"), "owner")
+        directory.kill(actor, True, "enough")
+
+    def lived(actor: bytes) -> None:
+        directory.create(actor, spec(class_name="C", job=b"j", payload=b"x" * 1000), f"owner {actor!r}")
+        directory.placing(actor, b"n" * 28)
+        directory.placed(actor, 0, bytes(actor), f"unix:{actor!r}", 100_000, None)
+        directory.watch(actor, f"watcher {actor!r}")
+        directory.gone(actor, 0, f"it crashed {actor!r}", False)
+
+    blocks = []
+    for number, live in enumerate((never_lived, never_lived, lived)):
+        gc.collect()
+        before = sys.getallocatedblocks()
+        for index in range(200):
+            live(bytes([number]) * 12 + index.to_bytes(4, "big"))
+        gc.collect()
+        blocks.append(sys.getallocatedblocks() - before)
+    assert len(directory.records) == 600 and not directory.records.living
+    assert blocks[1] < 200 * 2.5 and blocks[2] < 200 * 2.5, "an id and a piece of bytes"
+
+
+def test_long_errors_of_the_dead_are_kept_up_to_a_bound() -> None:
+    directory = ActorDirectory()
+    size = DEAD_BYTES_KEPT // 16
+    for number in range(40):
+        other = number.to_bytes(16, "big")
+        directory.create(other, spec(), "owner")
+        directory.placed(other, 0, b"", "", 8, [2, 1, bytes(size), "Error", "text"])
+    assert len(directory.records) == 15
+    detail = directory.records[other].detail
+    assert detail is not None and detail["error"] == [2, 1, bytes(size), "Error", "text"]
 
 
 # ---- supervised actors -------------------------------------------------------------------------------------
