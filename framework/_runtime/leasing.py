@@ -381,10 +381,11 @@ class Leasing:
             self._forget(lease)
 
     def clear(self) -> None:
-        """There is no node any more."""
+        """There is no node any more, and no worker is to get anything: nobody would tell what became of it."""
         for key in list(self._catalogue.keys_by_id.values()):
             key.pending.clear()
-        self._leases.clear()
+        for lease in list(self._leases.values()):
+            self._forget(lease)
         self.dirty.clear()
 
     def close(self) -> None:

@@ -175,8 +175,11 @@ class Submitter:
         lease.inflight.pop(task.unique, None)
         if task.lease is lease and task.state == SENT:
             task.lease = None
-            self.ready(task)
-            self._runtime.flush_soon()
+            if self._runtime.dead is not None:
+                self.fail(task, self._runtime.dead)
+            else:
+                self.ready(task)
+                self._runtime.flush_soon()
 
     def _inherit(self, task: TaskRecord, timeout: float | None) -> None:
         context = current_task.get()
@@ -601,6 +604,6 @@ class Submitter:
 
     def node_lost(self, error: LocalNodeDiedError) -> None:
         """Nothing more can run."""
+        self._runtime.leasing.clear()
         for task in list(self.tasks.values()):
             self._finish(task, error)
-        self._runtime.leasing.clear()

@@ -136,4 +136,20 @@ REGRESSIONS: list[tuple[int, dict[str, Any], str]] = [
         },
         "an item that a second attempt made for nobody was freed before its writer had reported it",
     ),
+    (
+        5360,
+        {
+            "faults": {
+                "delay": 0.08788061393313223,
+                "slow": 0.15234947734154056,
+                "stop": 0.3010925884463854,
+                "disk_lost": 0.12777846778039076,
+            },
+            "nodes": 3,
+            "scheduler": "priorities",
+            "operations": 26,
+            "skip": (18, 19, 20, 21, 22, 23, 24, 25),
+        },
+        "a lone task went to an idle worker of a node that the driver knew to be dead, and was waited for forever",
+    ),
 ]
