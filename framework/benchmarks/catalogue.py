@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from framework.benchmarks import actors, floors, fresh, objects, peers, stored, tasks, transfers
+from framework.benchmarks import actors, floors, fresh, idle, loads, objects, peers, stored, tasks, transfers
 from framework.benchmarks.model import Workload
 
 PRODUCT: tuple[Workload, ...] = (
@@ -12,6 +12,8 @@ PRODUCT: tuple[Workload, ...] = (
     + stored.WORKLOADS
     + tasks.WORKLOADS
     + actors.WORKLOADS
+    + loads.WORKLOADS
+    + idle.WORKLOADS
     + transfers.WORKLOADS
     + fresh.WORKLOADS
 )
