@@ -22,8 +22,8 @@ from framework.benchmarks.model import SECONDS, Measure, Row, Settings, Workload
 _FEWEST_CALLS = 100  # that a 99th percentile is taken of
 _QUEUED = 100_000
 _PUT_BYTES = 128 * 1024 * 1024
-_HOLD_LIMIT = 300.0  # seconds: no load outlives a driver that died
-_START_LIMIT = 30.0
+_LOAD_LIMIT = 300.0  # seconds: no load outlives a driver that died
+_LOAD_STARTS_WITHIN = 30.0
 
 Load = Callable[[Settings, str], AbstractContextManager[None]]
 
@@ -35,7 +35,7 @@ class _Server:
 
 def _open(gate: str) -> Callable[[], bool]:
     """Tells whether the load should go on: until the gate exists, or nobody can open it any more."""
-    end = time.monotonic() + _HOLD_LIMIT
+    end = time.monotonic() + _LOAD_LIMIT
     return lambda: not os.path.exists(gate) and time.monotonic() < end
 
 
@@ -65,7 +65,7 @@ def _small_value() -> bytes:
 
 
 def _await_files(gate: str, count: int) -> None:
-    end = time.monotonic() + _START_LIMIT
+    end = time.monotonic() + _LOAD_STARTS_WITHIN
     path = Path(gate)
     while len(list(path.parent.glob(f"{path.name}-*"))) < count:
         if time.monotonic() > end:
@@ -147,7 +147,7 @@ def _draining(settings: Settings, gate: str) -> Iterator[None]:
 
 
 def percentiles(call: Callable[[], object], seconds: float) -> tuple[float, float]:
-    """The 50th and the 99th percentile of how long `call` takes, over `seconds` and at least a hundred calls."""
+    """The 50th and the 99th percentile of the time of `call`, over `seconds` and at least a hundred calls."""
     times: list[float] = []
     end = time.perf_counter() + seconds
     while len(times) < _FEWEST_CALLS or time.perf_counter() < end:

@@ -30,7 +30,7 @@ _WAITED = 1000
 _CONTAINED = 10_000
 _ARGUMENTS = 10_000
 _RETURNS = 3000
-_START_LIMIT = 120.0  # seconds that Ray gets for the actors of one sample to start
+_ACTORS_LIMIT = 120.0  # seconds that Ray gets for the actors of one sample to start
 
 
 @contextmanager
@@ -244,7 +244,7 @@ def actor_start(count: int) -> Prepare:
             def start() -> float:
                 begin = time.perf_counter()
                 handles = [actor.options(num_cpus=0).remote() for _ in range(count)]
-                ray.get([handle.small_value.remote() for handle in handles], timeout=_START_LIMIT)
+                ray.get([handle.small_value.remote() for handle in handles], timeout=_ACTORS_LIMIT)
                 taken = time.perf_counter() - begin
                 for handle in handles:
                     ray.kill(handle)

@@ -176,15 +176,18 @@ def child_environment() -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": os.pathsep.join(entries)}
 
 
-def run_child(arguments: Sequence[str], timeout: float) -> Outcome:
-    """Run this interpreter with `arguments`; wait for it at most `timeout` seconds; leave no process of it.
+def run_child(
+    arguments: Sequence[str], timeout: float, executable: str | None = None, tail: int = _TAIL
+) -> Outcome:
+    """Run this interpreter (or `executable`) with `arguments`; wait for it at most `timeout` seconds; leave
+    no process of it. Of what it prints, the last `tail` bytes are kept.
 
     Output goes to temporary files: a leftover that holds a pipe open would keep its reader waiting.
     """
     before = frozenset(descendants(os.getpid()))
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
         process = subprocess.Popen(
-            [sys.executable, *arguments],
+            [executable or sys.executable, *arguments],
             stdin=subprocess.DEVNULL,
             stdout=out,
             stderr=err,
@@ -202,9 +205,9 @@ def run_child(arguments: Sequence[str], timeout: float) -> Outcome:
                 process.kill()
                 process.wait()
             leftovers = end_descendants(before, keep=process.pid, grace=_GRACE if code is not None else 0.0)
-        return Outcome(code, _tail(out.fileno()), _tail(err.fileno()), leftovers)
+        return Outcome(code, _tail(out.fileno(), tail), _tail(err.fileno(), tail), leftovers)
 
 
-def _tail(descriptor: int) -> str:
+def _tail(descriptor: int, count: int) -> str:
     size = os.fstat(descriptor).st_size
-    return os.pread(descriptor, _TAIL, max(0, size - _TAIL)).decode(errors="replace")
+    return os.pread(descriptor, count, max(0, size - count)).decode(errors="replace")

@@ -1,11 +1,11 @@
 """The targets, and whether a result meets them: ``--targets``, or ``python -m framework.benchmarks targets
 RESULT.json`` for one that was written before.
 
-A target is a bound on a ratio of two medians of the same run (against a peer, a floor, or another row of the
-product), because a machine's figures change from day to day; or a bound on a figure itself, for a machine with
-two cores. Bounds against peers are what "an order of magnitude faster" asks for, less where a peer leaves no
-room (the start of a pool is one fork, a copy of a gigabyte is one memcpy); those against floors are what was
-left of them when prototypes did the least that has to be done. ``source`` of a verdict names the two rows.
+A target is a bound on a ratio of two medians of the same run (against a peer, a floor, or another row of
+the product), because a machine's figures change from day to day; or a bound on a figure itself, for a machine
+with two cores. Bounds against peers are what "an order of magnitude faster" asks for, less where one leaves
+no room (the start of a pool is one fork, a copy of a gigabyte is one memcpy); those against floors are what
+was left of them when prototypes did the least that has to be done. The last column names the rows.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from framework.benchmarks import peers
 from framework.benchmarks.model import BYTES, PERCENT, SECONDS
@@ -33,9 +33,9 @@ class Target:
     """What is asked of `row`, a row of the product.
 
     `against`: the name of another row (how many times better `row` is), ``"floor"`` (the share of its floor),
-    ``"curve"`` (`row` names a curve, which has to be linear), or None: the median itself. `bound` is the least
-    that is asked for; of a median whose unit is better when lower, the most. `each_cpu`: `bound` is for each
-    CPU of the machine.
+    ``"curve"`` (`row` names a curve, which has to be linear), or None: the median itself. `bound` is the
+    least that is asked for; of a median whose unit is better when lower, the most. `each_cpu`: `bound` is for
+    each CPU of the machine.
     """
 
     area: str
@@ -56,7 +56,7 @@ class Verdict:
     favourable samples. `text` has it with its unit."""
 
     target: Target
-    met: Literal["met", "NOT MET", "?"]
+    met: str
     text: str = "-"
     bound: str = "-"
     range: str = ""
@@ -161,7 +161,7 @@ def judge(target: Target, rows: Rows, curves: Mapping[str, str], cpus: int) -> V
     ends = sorted((ratio(ours[0], theirs[-1]), ratio(ours[-1], theirs[0])))
     share = target.against == "floor"
     text, *ends_text = (percent(value) if share else f"{value:.2f}x" for value in (middle, *ends))
-    verdict: Literal["met", "NOT MET"] = MET if middle >= bound else NOT_MET
+    verdict = MET if middle >= bound else NOT_MET
     return Verdict(target, verdict, text, f">= {shown}", f"{ends_text[0]} … {ends_text[1]}")
 
 
@@ -173,7 +173,7 @@ def _judge_figure(target: Target, row: Mapping[str, Any] | None, bound: float) -
         return Verdict(target, UNKNOWN, bound=shown if row else f"{bound:g}")
     value = median(row["samples"])
     ends = f"{figure(min(row['samples']), unit)} … {figure(max(row['samples']), unit)}"
-    verdict: Literal["met", "NOT MET"] = MET if (value <= bound if lower else value >= bound) else NOT_MET
+    verdict = MET if (value <= bound if lower else value >= bound) else NOT_MET
     return Verdict(target, verdict, figure(value, unit), shown, ends)
 
 
@@ -194,9 +194,7 @@ def table(verdicts: Iterable[Verdict]) -> str:
     for verdict in found:
         name = verdict.target.area if verdict.target.area != area else ""
         area = verdict.target.area
-        lines.append(
-            (name, verdict.text, verdict.range, verdict.bound, verdict.met, verdict.target.source)
-        )
+        lines.append((name, verdict.text, verdict.range, verdict.bound, verdict.met, verdict.target.source))
     counts = [sum(verdict.met == kind for verdict in found) for kind in (MET, NOT_MET, UNKNOWN)]
     text = "{} met, {} not met, {} not measured".format(*counts)
     return "\n".join([*columns(lines), text])
@@ -216,7 +214,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             found = json.loads(path.read_text())
             document["rows"] += found["rows"]
             document["curves"] += found.get("curves", [])
-            document["settings"] = found["settings"]
+            document["settings"] = found["settings"] or document["settings"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         print(f"not a benchmark result: {error}", file=sys.stderr)
         return 2

@@ -12,7 +12,9 @@ from framework.benchmarks.targets import MET, NOT_MET, TARGETS, UNKNOWN, Target,
 ROWS = {row.name: row for workload in catalogue.ALL for row in workload.rows}
 
 
-def _row(name: str, *samples: float, unit: str = "/s", floor: str | None = None, per: float = 1) -> dict[str, Any]:
+def _row(
+    name: str, *samples: float, unit: str = "/s", floor: str | None = None, per: float = 1
+) -> dict[str, Any]:
     lower = unit in ("s", "B", "%")
     return {
         "name": name,
