@@ -120,7 +120,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parse(arguments)
     selected = [] if options.curves is not None else _select(options)
     if options.list:
-        print("\n".join(f"{row.name} [{row.unit}]" for workload in selected for row in workload.rows))
+        rows = [f"{row.name} [{row.unit}]" for workload in selected for row in workload.rows]
+        print("\n".join(rows if options.curves is None else curves.CURVES))
         return 0
     if not selected and options.curves is None:
         print("no row matches", file=sys.stderr)

@@ -11,7 +11,6 @@ was left of them when prototypes did the least that has to be done. The last col
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from framework.benchmarks import peers
+from framework.benchmarks.compare import load
 from framework.benchmarks.model import BYTES, PERCENT, SECONDS
 from framework.benchmarks.report import columns, figure, percent
 from framework.benchmarks.stats import median
@@ -211,12 +211,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     document: dict[str, Any] = {"rows": [], "curves": [], "settings": {}}
     try:
         for path in options.results:
-            found = json.loads(path.read_text())
+            found = load(path)
             document["rows"] += found["rows"]
             document["curves"] += found.get("curves", [])
             document["settings"] = found["settings"] or document["settings"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        print(f"not a benchmark result: {error}", file=sys.stderr)
+    except (OSError, ValueError) as error:
+        print(error, file=sys.stderr)
         return 2
     print(table(judge_document(document)))
     return 0

@@ -96,7 +96,9 @@ def test_a_file_is_judged(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     rows = [_row("get of 1 GiB, first", 50e-6, unit="s")]
     path.write_text(json.dumps({"format": 1, "settings": {"cpus": 2}, "rows": rows}))
     other.write_text(
-        json.dumps({"settings": {}, "rows": [], "curves": [{"name": "wait", "verdict": "linear"}]})
+        json.dumps(
+            {"format": 1, "settings": {}, "rows": [], "curves": [{"name": "wait", "verdict": "linear"}]}
+        )
     )
     assert targets.main([str(path), str(other)]) == 0
     out = capsys.readouterr().out
