@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from framework.benchmarks import catalogue, floors, peers
+from framework.benchmarks import catalogue, floors, peers, targets
 from framework.benchmarks.__main__ import main, parse
 from framework.benchmarks.model import Settings
 
@@ -105,3 +105,13 @@ def test_list_prints_rows_and_runs_nothing(capsys: pytest.CaptureFixture[str]) -
 def test_a_filter_without_rows_is_an_error(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--filter", "no such row"]) == 2
     assert "no row matches" in capsys.readouterr().err
+
+
+def test_targets_take_their_rows_and_all_of_the_peers() -> None:
+    names = targets.rows_needed()
+    own = catalogue.select(None, with_peers=False, names=names)
+    assert {row.name for load in own for row in load.rows} >= {name for name in names if ": " not in name}
+    assert "1:n actor calls sync" not in {load.name for load in own}
+    everything = catalogue.select(None, with_peers=True, names=names)
+    assert set(peers.WORKLOADS) <= set(everything)
+    assert {row.name for load in everything for row in load.rows} >= names
