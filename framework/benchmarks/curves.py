@@ -87,7 +87,7 @@ CURVES: dict[str, Curve] = {
         ),
         Curve(
             "submitters",
-            "processes that submit 10,000 tasks each",
+            "processes, 10,000 tasks of each",
             "processes",
             tuple(range(1, 9)),
             curve_work.submitters,

@@ -127,7 +127,7 @@ def _profile(names: Mapping[str, Mapping[str, float]], pattern: str) -> str:
             lines.append(f"{metric}: {sum(found.values()):.2f} a call")
             most = sorted(found.items(), key=lambda item: -item[1])
             lines += [f"    {value:8.3f}  {name}" for name, value in most[:_SHOWN] if value >= 0.005]
-    return "\n".join(lines) or "no such count has parts with names"
+    return "\n".join(lines) or f"of {pattern!r} no names are kept: look at the Python functions beside it"
 
 
 def _load() -> dict[str, dict[str, float]]:

@@ -30,7 +30,7 @@ _WAITED = 1000
 _CONTAINED = 10_000
 _ARGUMENTS = 10_000
 _RETURNS = 3000
-_ACTORS_LIMIT = 120.0  # seconds that Ray gets for the actors of one sample to start
+_ACTORS_LIMIT = 240.0  # seconds that Ray gets for the actors of one sample to start
 
 
 @contextmanager

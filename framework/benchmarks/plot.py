@@ -92,8 +92,8 @@ def draw_bars(bars: Mapping[str, Mapping[str, float]], title: str, path: Path, *
         ticks.append(top + (len(group) - 1) / 2)
         for number, (name, ratio) in enumerate(group.items()):
             colour = f"C{series.index(name)}"
-            axes.barh(top + number, ratio, _BAR, color=colour, label=name)
-            axes.text(ratio, top + number, f" {ratio:.3g}", va="center", fontsize=6)
+            axes.barh(top + number, ratio - 1, _BAR, left=1, color=colour, label=name)
+            axes.text(max(ratio, 1), top + number, f" {ratio:.3g}", va="center", fontsize=6)
         top += len(group) + 1
     handles, labels = axes.get_legend_handles_labels()
     unique = dict(zip(labels, handles, strict=True))
@@ -103,6 +103,7 @@ def draw_bars(bars: Mapping[str, Mapping[str, float]], title: str, path: Path, *
     axes.invert_yaxis()
     if log:
         axes.set_xscale("log")
+    axes.margins(x=0.1)
     axes.set_title(title)
     axes.grid(axis="x", alpha=0.3)
     _save(figure_, path)
@@ -127,6 +128,7 @@ def draw_curves(curves: Sequence[Mapping[str, Any]], path: Path) -> None:
         axes.set_xscale("log")
         axes.set_yscale("log")
         axes.set_ylim(bottom=min(least) / 2)
+        axes.minorticks_off()  # most of the file otherwise
         found = curve["slope"]
         slope = "" if found is None else f", slope {found:.2f}"
         axes.set_title(f"{curve['title']}{slope}", fontsize=7)

@@ -162,7 +162,8 @@ def judge(target: Target, rows: Rows, curves: Mapping[str, str], cpus: int) -> V
     share = target.against == "floor"
     text, *ends_text = (percent(value) if share else f"{value:.2f}x" for value in (middle, *ends))
     verdict = MET if middle >= bound else NOT_MET
-    return Verdict(target, verdict, text, f">= {shown}", f"{ends_text[0]} … {ends_text[1]}")
+    runs = min(len(ours), len(theirs))
+    return Verdict(target, verdict, text, f">= {shown}", " … ".join(ends_text) if runs > 1 else "one run")
 
 
 def _judge_figure(target: Target, row: Mapping[str, Any] | None, bound: float) -> Verdict:
@@ -172,9 +173,11 @@ def _judge_figure(target: Target, row: Mapping[str, Any] | None, bound: float) -
     if not row or not row["samples"]:
         return Verdict(target, UNKNOWN, bound=shown if row else f"{bound:g}")
     value = median(row["samples"])
-    ends = f"{figure(min(row['samples']), unit)} … {figure(max(row['samples']), unit)}"
+    ends = " … ".join(figure(end(row["samples"]), unit) for end in (min, max))
     verdict = MET if (value <= bound if lower else value >= bound) else NOT_MET
-    return Verdict(target, verdict, figure(value, unit), shown, ends)
+    return Verdict(
+        target, verdict, figure(value, unit), shown, ends if len(row["samples"]) > 1 else "one run"
+    )
 
 
 def judge_document(document: Mapping[str, Any]) -> list[Verdict]:

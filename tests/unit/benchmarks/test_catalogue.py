@@ -4,6 +4,7 @@ import pytest
 
 from framework.benchmarks import catalogue, floors, peers, targets
 from framework.benchmarks.__main__ import main, parse
+from framework.benchmarks.invocation import side_by_side
 from framework.benchmarks.model import Settings
 
 ROWS = {row.name: row for workload in catalogue.ALL for row in workload.rows}
@@ -69,6 +70,20 @@ def test_select_leaves_peers_out_unless_asked_for() -> None:
 
 def test_select_nothing() -> None:
     assert catalogue.select("no such row", with_peers=True) == []
+
+
+def test_what_is_compared_runs_one_after_the_other() -> None:
+    given = catalogue.select(None, with_peers=True)
+    order = side_by_side(given)
+    assert len(order) == len(given) and set(order) == set(given)
+    names = [load.name for load in order]
+    assert names[: len(floors.WORKLOADS)] == [load.name for load in floors.WORKLOADS]
+    at = names.index("single client tasks sync")
+    assert names[at + 1 : at + 5] == [
+        peers.row_name(name, peers.TASK) for name in ("ProcessPoolExecutor", "loky", "Ray", "Dask")
+    ]
+    without = catalogue.select(None, with_peers=False)
+    assert side_by_side(without) == without
 
 
 def test_workload_named() -> None:
