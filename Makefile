@@ -20,6 +20,7 @@ MINUTES ?= 20
 SECONDS ?= 60
 SEEDS  ?= 1000
 JOBS   ?= 2
+RESULTS ?= $(wildcard bench-*.json)
 
 # The stamps name what was installed; a change of pyproject.toml installs it again.
 RUN    := $(VENV)/.installed-run
@@ -28,11 +29,12 @@ DEV    := $(VENV)/.installed-dev
 PEERS  := $(VENV)/.installed-bench
 PLOT   := $(VENV)/.installed-plot
 
-.PHONY: help demo test sim lint types layering unit integration bench bench-peers chaos soak soak-docs fuzz dev clean
+.PHONY: help demo test sim lint types layering unit integration bench bench-peers guard plots chaos soak soak-docs \
+  fuzz dev clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
-	@echo "also: lint types layering unit integration bench bench-peers chaos soak soak-docs fuzz dev clean"
+	@echo "also: lint types layering unit integration bench bench-peers guard plots chaos soak soak-docs fuzz dev clean"
 
 # --- environment -------------------------------------------------------------------------------------------
 
@@ -80,11 +82,11 @@ $(PEERS): pyproject.toml $(VENV)/.created
 	@$(PIP) install --editable '.[bench]'
 	@touch $@ $(RUN)
 
-dev: $(DEV)
-
 $(PLOT): pyproject.toml $(VENV)/.created
 	@$(PIP) install --editable '.[plot]'
 	@touch $@ $(RUN)
+
+dev: $(DEV)
 
 # --- use ---------------------------------------------------------------------------------------------------
 
@@ -98,6 +100,14 @@ bench: $(RUN)
 
 bench-peers: $(PEERS)
 	@$(PY) -m framework.benchmarks --peers $(ARGS)
+
+# Counts per call against their bounds; ARGS=--write makes new ones.
+guard: $(RUN)
+	@$(PY) -m framework.benchmarks guard $(ARGS)
+
+# Pictures of results of --json, into docs/design: make plots RESULTS="bench-rows.json bench-curves.json"
+plots: $(PLOT)
+	@$(PY) -m framework.benchmarks plot $(RESULTS) docs/design
 
 # ARGS="--duration 300 --seed 7"; docs/design/chaos.md
 chaos: $(RUN)

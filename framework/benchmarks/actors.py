@@ -6,24 +6,23 @@ All actors ask for no CPU, as in Ray's: servers, clients and the tasks that call
 from __future__ import annotations
 
 import os
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from pathlib import Path
 from typing import Any
 
 import framework as fw
 from framework.benchmarks.floors import ECHO_BATCH, ECHO_ONE, FORK, IN_FLIGHT
 from framework.benchmarks.model import BYTES, PER_SECOND, SECONDS, Measure, Row, Settings, Workload
+from framework.benchmarks.processes import private_memory
 from framework.benchmarks.runner import rate_measure, time_measure
 
 _CONCURRENCY = 16
 _CALLS = 5000
+_CALLS_SYNC = 1000
 _CALLS_WITH_ARGUMENT = 1000
 _CALLERS = 4
 _HUNDRED = 100
-_FEWEST_CALLS = 100  # that a 99th percentile is taken of
 
 Prepare = Callable[[Settings], AbstractContextManager[Measure]]
 
@@ -60,6 +59,11 @@ class _Client:
 
 def _pid() -> int:
     return os.getpid()
+
+
+def _call_one_by_one(servers: list[Any], count: int) -> None:
+    for number in range(count):
+        fw.get(servers[number % len(servers)].small_value.remote())
 
 
 def _call_round_robin(servers: list[Any], count: int) -> None:
@@ -111,13 +115,20 @@ def _one_to_n(server: type) -> Prepare:
     return prepare
 
 
-def _n_to_n(server: type) -> Prepare:
+@contextmanager
+def _one_to_n_sync(settings: Settings) -> Iterator[Measure]:
+    actor: Any = fw.remote(_Server)
+    servers = [actor.options(num_cpus=0).remote() for _ in range(_fan(settings))]
+    yield rate_measure(lambda: _call_one_by_one(servers, len(servers)), len(servers))
+
+
+def _n_to_n(server: type, call: Callable[[list[Any], int], None], calls_each: int) -> Prepare:
     @contextmanager
     def prepare(settings: Settings) -> Iterator[Measure]:
         actor: Any = fw.remote(server)
         servers = [actor.options(num_cpus=0).remote() for _ in range(_fan(settings))]
-        caller: Any = fw.remote(_call_round_robin)
-        count = settings.batch(_CALLS)
+        caller: Any = fw.remote(call)
+        count = settings.batch(calls_each)
 
         def calls() -> None:
             fw.get([caller.remote(servers, count) for _ in range(_CALLERS)])
@@ -147,7 +158,11 @@ def _n_to_n_with_argument(server: type) -> Prepare:
 def _actor_start(count: int) -> Prepare:
     @contextmanager
     def prepare(settings: Settings) -> Iterator[Measure]:
-        actor: Any = fw.remote(_Server)
+        class Server:  # sent by value, as what a script defines: its process imports no module of ours
+            def small_value(self) -> bytes:
+                return b"ok"
+
+        actor: Any = fw.remote(Server)
 
         def start() -> float:
             begin = time.perf_counter()
@@ -198,54 +213,12 @@ def _many_actors(settings: Settings) -> Iterator[Measure]:
         handles = [actor.options(num_cpus=0).remote() for _ in range(count)]
         pids = fw.get([handle.pid.remote() for handle in handles])
         taken = time.perf_counter() - begin
-        memory = sum(map(_private_memory, pids)) / count
+        memory = sum(map(private_memory, pids)) / count
         for handle in handles:
             fw.kill(handle)
         return count / taken, memory
 
     yield measure
-
-
-def _private_memory(pid: int) -> int:
-    """Bytes. `RuntimeError` where the system does not tell."""
-    try:
-        lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
-    except OSError as error:
-        raise RuntimeError(f"the memory of a process cannot be read here: {error}") from None
-    return 1024 * sum(int(line.split()[1]) for line in lines if line.startswith("Private_"))
-
-
-def _burn(gate: str) -> None:
-    while not os.path.exists(gate):
-        sum(range(10_000))
-
-
-@contextmanager
-def _busy_node(settings: Settings) -> Iterator[Measure]:
-    """One call after the other, while a task runs on each CPU and never waits."""
-    actor: Any = fw.remote(_Server)
-    burn: Any = fw.remote(_burn)
-    handle = actor.options(num_cpus=0).remote()
-    fw.get(handle.small_value.remote())
-    with tempfile.TemporaryDirectory() as directory:
-        gate = os.path.join(directory, "over")
-        tasks = [burn.remote(gate) for _ in range(settings.cpus)]
-
-        def measure(seconds: float) -> Sequence[float]:
-            times: list[float] = []
-            end = time.perf_counter() + seconds
-            while len(times) < _FEWEST_CALLS or time.perf_counter() < end:
-                begin = time.perf_counter()
-                fw.get(handle.small_value.remote())
-                times.append(time.perf_counter() - begin)
-            times.sort()
-            return times[len(times) // 2], times[len(times) * 99 // 100]
-
-        try:
-            yield measure
-        finally:
-            Path(gate).touch()
-            fw.get(tasks)
 
 
 def _row(name: str, floor: str, prepare: Prepare) -> Workload:
@@ -256,23 +229,20 @@ WORKLOADS: tuple[Workload, ...] = (
     _row("1:1 actor calls sync", ECHO_ONE, _one_sync(_Server)),
     _row("1:1 actor calls async", ECHO_BATCH, _one_async(_Server)),
     _row("1:1 actor calls concurrent", ECHO_BATCH, _one_async(_Server, max_concurrency=_CONCURRENCY)),
+    _row("1:n actor calls sync", ECHO_ONE, _one_to_n_sync),
     _row("1:n actor calls async", ECHO_BATCH, _one_to_n(_Server)),
-    _row("n:n actor calls async", ECHO_BATCH, _n_to_n(_Server)),
+    _row("n:n actor calls sync", ECHO_ONE, _n_to_n(_Server, _call_one_by_one, _CALLS_SYNC)),
+    _row("n:n actor calls async", ECHO_BATCH, _n_to_n(_Server, _call_round_robin, _CALLS)),
     _row("n:n actor calls with arg async", ECHO_BATCH, _n_to_n_with_argument(_Server)),
     _row("1:1 async-actor calls sync", ECHO_ONE, _one_sync(_AsyncServer)),
     _row("1:1 async-actor calls async", ECHO_BATCH, _one_async(_AsyncServer)),
     _row("1:1 async-actor calls with args async", ECHO_BATCH, _one_async(_AsyncServer, argument=True)),
     _row("1:n async-actor calls async", ECHO_BATCH, _one_to_n(_AsyncServer)),
-    _row("n:n async-actor calls async", ECHO_BATCH, _n_to_n(_AsyncServer)),
+    _row("n:n async-actor calls async", ECHO_BATCH, _n_to_n(_AsyncServer, _call_round_robin, _CALLS)),
     Workload(
         "actors",
         (Row("actor starts", PER_SECOND), Row("private memory of an idle actor", BYTES)),
         _many_actors,
-    ),
-    Workload(
-        "actors",
-        (Row("actor call, all CPUs busy, p50", SECONDS), Row("actor call, all CPUs busy, p99", SECONDS)),
-        _busy_node,
     ),
     Workload("start-up", (Row("worker start", SECONDS, FORK),), _worker_start),
     Workload("start-up", (Row("actor start, one", SECONDS, FORK),), _actor_start(1)),

@@ -1,4 +1,5 @@
-"""One workload in a process of its own: ``python -m framework.benchmarks.child``, started by `invocation`.
+"""One workload, or one curve, in a process of its own: ``python -m framework.benchmarks.child``, started by
+`invocation` and `curves`.
 
 The result goes to a file, because standard output belongs to whatever is being measured.
 """
@@ -14,6 +15,7 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import framework as fw
+from framework.benchmarks import curves
 from framework.benchmarks.catalogue import workload_named
 from framework.benchmarks.model import Settings, Workload
 from framework.benchmarks.processes import adopt_orphans
@@ -38,18 +40,24 @@ def sample(workload: Workload, settings: Settings) -> list[list[float]]:
 
 
 def main() -> None:
-    """Write ``{"samples": [[...], ...]}`` to ``--out``."""
+    """Write ``{"samples": [[...], ...]}``, or with ``--curve`` its document, to ``--out``."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--name", required=True)
     parser.add_argument("--runs", type=int, required=True)
     parser.add_argument("--seconds", type=float, required=True)
     parser.add_argument("--cpus", type=int, required=True)
     parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--curve", action="store_true")
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
     _die_with_parent()
     adopt_orphans()
     settings = Settings(options.runs, options.seconds, options.quick, options.cpus)
+    if options.curve:
+        with fw.init(num_cpus=settings.cpus, object_store_memory=curves.STORE_BYTES, log_to_driver=False):
+            measured = curves.sample(curves.CURVES[options.name], settings)
+        options.out.write_text(json.dumps(measured.to_json()))
+        return
     samples = sample(workload_named(options.name), settings)
     options.out.write_text(json.dumps({"samples": samples}))
 

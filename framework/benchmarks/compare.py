@@ -1,4 +1,9 @@
-"""Two runs against each other: ``python -m framework.benchmarks.compare A.json B.json``."""
+"""Two runs against each other: ``python -m framework.benchmarks compare A.json B.json``.
+
+A difference is one only where the ranges of all runs miss each other. What changes from one invocation to the
+next, and not within one, such ranges do not show: so the floors of both are compared as well, and a line says
+when the machine was not the same.
+"""
 
 from __future__ import annotations
 
@@ -11,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from framework.benchmarks.invocation import FORMAT
-from framework.benchmarks.report import columns, figure, percent
-from framework.benchmarks.stats import median, noise_band, speed_up, verdict
+from framework.benchmarks.report import columns, figure
+from framework.benchmarks.stats import SAME, UNKNOWN, median, speed_up, verdict
 
 Document = Mapping[str, Any]
 
@@ -29,27 +34,45 @@ def _times(ratio: float | None) -> str:
     return "-" if ratio is None or math.isnan(ratio) else f"{ratio:.2f}x"
 
 
+def _range(samples: Sequence[float], unit: str) -> str:
+    if len(samples) < 2:
+        return "one run"
+    return f"{figure(min(samples), unit)} … {figure(max(samples), unit)}"
+
+
 def compare_row(before: Mapping[str, Any], after: Mapping[str, Any]) -> tuple[str, ...]:
-    """Cells of one row: name, both medians, speed-up, noise, speed-up relative to the floor, verdict."""
+    """Cells of one row: name, both medians with the range of their runs, speed-up, speed-up relative to the
+    floor, verdict."""
     old, new = before["samples"], after["samples"]
     if not old or not new:
         missing = "A" if not old else "B"
-        return (before["name"], "-", "-", "-", "-", "-", f"no figure in {missing}")
+        return (before["name"], "-", "-", "-", "-", "-", "-", f"no figure in {missing}")
     lower = bool(before["lower_is_better"])
-    ratio = speed_up(median(old), median(new), lower_is_better=lower)
-    noise = noise_band(old, new)
     floors = (before.get("ratio"), after.get("ratio"))
     of_floor = floors[1] / floors[0] if floors[0] and floors[1] else None
     unit = before["unit"]
     return (
         before["name"],
         figure(median(old), unit),
+        _range(old, unit),
         figure(median(new), unit),
-        _times(ratio),
-        "-" if math.isinf(noise) else percent(noise),
+        _range(new, unit),
+        _times(speed_up(median(old), median(new), lower_is_better=lower)),
         _times(of_floor),
-        verdict(ratio, noise),
+        verdict(old, new, lower_is_better=lower),
     )
+
+
+def _changed_floors(old: Mapping[str, Any], new: Mapping[str, Any], shared: Sequence[str]) -> list[str]:
+    """Floors whose runs differ: the machine was another, or in another state."""
+    found = []
+    for name in shared:
+        if old[name].get("group") == "floors" and compare_row(old[name], new[name])[-1] not in (
+            SAME,
+            UNKNOWN,
+        ):
+            found.append(f"{name} {compare_row(old[name], new[name])[5]}")
+    return found
 
 
 def compare(before: Document, after: Document) -> str:
@@ -59,8 +82,10 @@ def compare(before: Document, after: Document) -> str:
     shared = [name for name in old if name in new]
     if not shared:
         raise ValueError("the two results have no row in common")
-    head: tuple[str, ...] = ("", "A", "B", "B/A", "noise", "of floor", "")
+    head: tuple[str, ...] = ("", "A", "its runs", "B", "its runs", "B/A", "of floor", "")
     lines = columns([head, *(compare_row(old[name], new[name]) for name in shared)])
+    if floors := _changed_floors(old, new, shared):
+        lines.append(f"the floors differ, so the machine did, too: {', '.join(floors)}")
     for label, only in (("A", [n for n in old if n not in new]), ("B", [n for n in new if n not in old])):
         if only:
             lines.append(f"only in {label}: {', '.join(only)}")
@@ -83,7 +108,7 @@ def _changed(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Print the comparison; 2 when a file cannot be used."""
     parser = argparse.ArgumentParser(
-        prog="python -m framework.benchmarks.compare",
+        prog="python -m framework.benchmarks compare",
         description="Compare two results of --json. B/A above 1 means that B is better, whatever the unit.",
     )
     parser.add_argument("before", type=Path, metavar="A.json")

@@ -57,7 +57,7 @@ def _queue(tasks: int) -> Callable[[Settings], AbstractContextManager[Measure]]:
         def measure(seconds: float) -> Sequence[float]:
             arguments = ["-m", "framework.benchmarks.queue_once", str(count), str(settings.cpus)]
             found = figures(arguments, _QUEUE_TIMEOUT)
-            return found["submit"], found["bytes"], found["drain"]
+            return found["submit"], found["bytes"], found["drain"], found["whole"]
 
         yield measure
 
@@ -69,6 +69,7 @@ def _queue_rows(name: str) -> tuple[Row, ...]:
         Row(f"queue of {name} tasks, submit", PER_SECOND, ECHO_BATCH),
         Row(f"queue of {name} tasks, per task", BYTES),
         Row(f"queue of {name} tasks, drain", PER_SECOND, ECHO_BATCH),
+        Row(f"queue of {name} tasks, submit and drain", PER_SECOND, ECHO_BATCH),
     )
 
 

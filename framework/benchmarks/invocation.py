@@ -87,17 +87,36 @@ def run_workload(workload: Workload, settings: Settings, timeout: float) -> list
     return results
 
 
+def side_by_side(workloads: Iterable[Workload]) -> list[Workload]:
+    """The order to run them in: what is compared with each other runs one after the other, because a machine
+    changes within minutes. Floors stay first, and what has no partner stays where it is."""
+    given = list(workloads)
+    names = {core: [peers.row_name(peer, core) for peer in peers.MODULES] for core in peers.PRODUCT_ROWS}
+    partners = {peers.PRODUCT_ROWS[core]: found for core, found in names.items()}
+    by_name = {workload.name: workload for workload in given}
+    order: dict[str, Workload] = {}
+    for workload in given:
+        order.setdefault(workload.name, workload)
+        for row in workload.rows:
+            for name in partners.get(row.name, ()):
+                if name in by_name:
+                    order.setdefault(name, by_name[name])
+    return list(order.values())
+
+
 def run_all(
     workloads: Iterable[Workload], settings: Settings, timeout: float, progress: Callable[[Workload], None]
 ) -> list[Result]:
-    """All results, in order. Ctrl-C ends the run early; what was measured by then is returned."""
-    results: list[Result] = []
+    """All results, in the order given. Ctrl-C ends the run early; what was measured by then is returned."""
+    given = list(workloads)
+    found: dict[str, list[Result]] = {}
     try:
-        for workload in workloads:
+        for workload in side_by_side(given):
             progress(workload)
-            results.extend(run_workload(workload, settings, timeout))
+            found[workload.name] = run_workload(workload, settings, timeout)
     except KeyboardInterrupt:
         pass
+    results = [result for workload in given for result in found.get(workload.name, ())]
     hold_against_floors(results)
     return results
 

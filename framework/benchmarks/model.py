@@ -11,7 +11,9 @@ PER_SECOND = "/s"
 GB_PER_SECOND = "GB/s"
 SECONDS = "s"
 BYTES = "B"
-LOWER_IS_BETTER = frozenset({SECONDS, BYTES})
+PERCENT = "%"  # of one CPU
+WAKE_UPS = "wake-ups/s"
+LOWER_IS_BETTER = frozenset({SECONDS, BYTES, PERCENT, WAKE_UPS})
 
 QUICK_DIVISOR = 10
 

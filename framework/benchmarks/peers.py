@@ -10,7 +10,16 @@ import importlib.util
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 
-from framework.benchmarks.floors import ECHO_BATCH, ECHO_ONE, IN_FLIGHT, INTERPRETER, MEMCPY
+from framework.benchmarks import peers_ray
+from framework.benchmarks.floors import (
+    ECHO_BATCH,
+    ECHO_ONE,
+    FORK,
+    IN_FLIGHT,
+    INTERPRETER,
+    MEMCPY,
+    MEMCPY_POPULATED,
+)
 from framework.benchmarks.fresh import first_result
 from framework.benchmarks.model import GB_PER_SECOND, PER_SECOND, SECONDS, Measure, Row, Settings, Workload
 from framework.benchmarks.runner import async_rate, rate_measure
@@ -21,6 +30,17 @@ ACTOR = "actor call, one at a time"
 ACTORS = "actor calls, in flight"
 START_UP = "import, start, first result"
 PUT = "put of 128 MiB, store in use"
+PUT_COLD = "put of 128 MiB, fresh store"
+BATCHES = "tasks and get, batches of 1,000"
+N_TO_N = "n:n actor calls"
+MULTI_CLIENT = "tasks of four clients"
+ITEMS = "generator items"
+WAIT = "wait on 1k refs, one by one"
+CONTAINED = "get of an object with 10k refs"
+ARGUMENTS = "task with 10k arguments"
+RETURNS = "task with 3k returns"
+ACTOR_START = "actor start, one"
+ACTOR_STARTS = "actor start, a hundred"
 
 #: Core row to the row of the product that measures the same.
 PRODUCT_ROWS: dict[str, str] = {
@@ -30,6 +50,17 @@ PRODUCT_ROWS: dict[str, str] = {
     ACTORS: "1:1 actor calls async",
     START_UP: "import + init + first result",
     PUT: "put of 128 MiB, store in use",
+    PUT_COLD: "put of 128 MiB, fresh store",
+    BATCHES: "single client tasks and get batch",
+    N_TO_N: "n:n actor calls async",
+    MULTI_CLIENT: "multi client tasks async",
+    ITEMS: "streaming generator items",
+    WAIT: "single client wait 1k refs",
+    CONTAINED: "single client get object containing 10k refs",
+    ARGUMENTS: "task with 10k object arguments",
+    RETURNS: "task with 3k returns",
+    ACTOR_START: "actor start, one",
+    ACTOR_STARTS: "actor start, a hundred",
 }
 #: Name of each peer to the module that it needs (None: part of the standard library).
 MODULES: dict[str, str | None] = {
@@ -101,45 +132,6 @@ def _loky_batch(settings: Settings) -> Iterator[Measure]:
                 future.result()
 
         yield rate_measure(calls, IN_FLIGHT)
-
-
-def _ray(*, actor: bool, count: int) -> Prepare:
-    @contextmanager
-    def prepare(settings: Settings) -> Iterator[Measure]:
-        import ray
-
-        ray.init(num_cpus=settings.cpus, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
-        try:
-            remote = ray.remote(Server).remote().small_value if actor else ray.remote(small_value)
-            if count == 1:
-                yield rate_measure(lambda: ray.get(remote.remote()))
-            else:
-                yield rate_measure(lambda: ray.get([remote.remote() for _ in range(count)]), count)
-        finally:
-            ray.shutdown()
-
-    return prepare
-
-
-@contextmanager
-def _ray_put(settings: Settings) -> Iterator[Measure]:
-    import numpy as np
-    import ray
-
-    ray.init(
-        num_cpus=settings.cpus,
-        include_dashboard=False,
-        log_to_driver=False,
-        logging_level="ERROR",
-        object_store_memory=2 * 1024**3,
-    )
-    try:
-        array = np.ones(16 * 1024**2)
-        refs = [ray.put(array) for _ in range(12)]  # its memory has been used before, as in the product's row
-        del refs
-        yield rate_measure(lambda: ray.put(array), array.nbytes / 1e9)
-    finally:
-        ray.shutdown()
 
 
 def _dask(*, actor: bool, count: int) -> Prepare:
@@ -214,22 +206,64 @@ def row_name(peer: str, core: str) -> str:
     return f"{peer}: {core}"
 
 
+_UNITS = {
+    START_UP: SECONDS,
+    PUT: GB_PER_SECOND,
+    PUT_COLD: GB_PER_SECOND,
+    ACTOR_START: SECONDS,
+    ACTOR_STARTS: SECONDS,
+}
+#: Core row to its floor, and how many operations of that are in one unit.
+_FLOORS: dict[str, tuple[str, float] | None] = {
+    TASK: (ECHO_ONE, 1),
+    ACTOR: (ECHO_ONE, 1),
+    START_UP: (INTERPRETER, 1),
+    PUT: (MEMCPY, 1),
+    PUT_COLD: (MEMCPY_POPULATED, 1),
+    BATCHES: (ECHO_BATCH, IN_FLIGHT),
+    WAIT: (ECHO_BATCH, IN_FLIGHT),
+    CONTAINED: None,
+    ARGUMENTS: None,
+    RETURNS: None,
+    ACTOR_START: (FORK, 1),
+    ACTOR_STARTS: (FORK, 100),
+}
+
+
 def _workload(peer: str, core: str, prepare: Prepare) -> Workload:
-    unit = {START_UP: SECONDS, PUT: GB_PER_SECOND}.get(core, PER_SECOND)
-    floor = {TASK: ECHO_ONE, ACTOR: ECHO_ONE, START_UP: INTERPRETER, PUT: MEMCPY}.get(core, ECHO_BATCH)
-    row = Row(row_name(peer, core), unit, floor)
-    return Workload(f"peer {peer}", (row,), prepare, product=False, fresh=core == START_UP)
+    floor = _FLOORS.get(core, (ECHO_BATCH, 1))
+    row = Row(row_name(peer, core), _UNITS.get(core, PER_SECOND), *(floor or ()))
+    # A sample that takes a fresh session has nothing to warm up.
+    return Workload(
+        f"peer {peer}",
+        (row,),
+        prepare,
+        product=False,
+        fresh=core in (START_UP, PUT_COLD, ACTOR_STARTS),
+        once=core == ACTOR_STARTS,  # most of a minute, by one of them
+    )
 
 
 _PREPARE: dict[str, dict[str, Prepare]] = {
     "ProcessPoolExecutor": {TASK: _pool_one, TASKS: _pool_batch},
     "loky": {TASK: _loky_one, TASKS: _loky_batch},
     "Ray": {
-        TASK: _ray(actor=False, count=1),
-        TASKS: _ray(actor=False, count=IN_FLIGHT),
-        ACTOR: _ray(actor=True, count=1),
-        ACTORS: _ray(actor=True, count=IN_FLIGHT),
-        PUT: _ray_put,
+        TASK: peers_ray.calls(actor=False, count=1),
+        TASKS: peers_ray.calls(actor=False, count=IN_FLIGHT),
+        BATCHES: peers_ray.calls(actor=False, count=IN_FLIGHT, batches=True),
+        MULTI_CLIENT: peers_ray.multi_client,
+        ACTOR: peers_ray.calls(actor=True, count=1),
+        ACTORS: peers_ray.calls(actor=True, count=IN_FLIGHT),
+        N_TO_N: peers_ray.n_to_n,
+        ITEMS: peers_ray.generator,
+        PUT: peers_ray.put_warm,
+        PUT_COLD: peers_ray.put_cold,
+        WAIT: peers_ray.wait,
+        CONTAINED: peers_ray.contained,
+        ARGUMENTS: peers_ray.arguments,
+        RETURNS: peers_ray.returns,
+        ACTOR_START: peers_ray.actor_start(1),
+        ACTOR_STARTS: peers_ray.actor_start(100),
     },
     "Dask": {
         TASK: _dask(actor=False, count=1),

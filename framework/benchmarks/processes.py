@@ -70,6 +70,60 @@ def descendants(pid: int) -> list[int]:
     return found
 
 
+def children(pid: int) -> list[int]:
+    """Ids of the living processes that `pid` started itself."""
+    below = descendants(pid)
+    return [child for child in below if _parent_or_none(child) == pid]
+
+
+def _parent_or_none(pid: int) -> int | None:
+    try:
+        return parent_of(Path(f"/proc/{pid}/stat").read_text(errors="replace"))[0]
+    except (OSError, IndexError, ValueError):
+        return None
+
+
+def private_memory(pid: int) -> int:
+    """Bytes that a process shares with no other. `RuntimeError` where the system does not tell."""
+    try:
+        lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    except OSError as error:
+        raise RuntimeError(f"the memory of a process cannot be read here: {error}") from None
+    return 1024 * sum(int(line.split()[1]) for line in lines if line.startswith("Private_"))
+
+
+def resident_memory(pid: int) -> int:
+    """Bytes of a process that are in memory. `RuntimeError` where the system does not tell."""
+    try:
+        pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+    except OSError as error:
+        raise RuntimeError(f"the memory of a process cannot be read here: {error}") from None
+    return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+def processor_seconds(pid: int) -> float:
+    """CPU time that the living threads of a process have used, to the nanosecond. `RuntimeError` where the
+    system does not tell, or the process has ended."""
+    try:
+        threads = list(Path(f"/proc/{pid}/task").iterdir())
+        return sum(int((thread / "schedstat").read_text().split()[0]) for thread in threads) / 1e9
+    except (OSError, IndexError, ValueError) as error:
+        raise RuntimeError(f"the CPU time of a process cannot be read here: {error}") from None
+
+
+def voluntary_switches(pid: int) -> int:
+    """How often the living threads of a process have gone to sleep. `RuntimeError` as above."""
+    total = 0
+    try:
+        for thread in Path(f"/proc/{pid}/task").iterdir():
+            for line in (thread / "status").read_text().splitlines():
+                if line.startswith("voluntary_ctxt_switches"):
+                    total += int(line.split()[1])
+    except (OSError, ValueError) as error:
+        raise RuntimeError(f"context switches cannot be read here: {error}") from None
+    return total
+
+
 def _reap_orphans(keep: int) -> None:
     """Collect the exit status of adopted processes; `keep` is the child that subprocess itself waits for."""
     for entry in Path("/proc").glob("[0-9]*"):
@@ -122,15 +176,18 @@ def child_environment() -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": os.pathsep.join(entries)}
 
 
-def run_child(arguments: Sequence[str], timeout: float) -> Outcome:
-    """Run this interpreter with `arguments`; wait for it at most `timeout` seconds; leave no process of it.
+def run_child(
+    arguments: Sequence[str], timeout: float, executable: str | None = None, tail: int = _TAIL
+) -> Outcome:
+    """Run this interpreter (or `executable`) with `arguments`; wait for it at most `timeout` seconds; leave
+    no process of it. Of what it prints, the last `tail` bytes are kept.
 
     Output goes to temporary files: a leftover that holds a pipe open would keep its reader waiting.
     """
     before = frozenset(descendants(os.getpid()))
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
         process = subprocess.Popen(
-            [sys.executable, *arguments],
+            [executable or sys.executable, *arguments],
             stdin=subprocess.DEVNULL,
             stdout=out,
             stderr=err,
@@ -148,9 +205,9 @@ def run_child(arguments: Sequence[str], timeout: float) -> Outcome:
                 process.kill()
                 process.wait()
             leftovers = end_descendants(before, keep=process.pid, grace=_GRACE if code is not None else 0.0)
-        return Outcome(code, _tail(out.fileno()), _tail(err.fileno()), leftovers)
+        return Outcome(code, _tail(out.fileno(), tail), _tail(err.fileno(), tail), leftovers)
 
 
-def _tail(descriptor: int) -> str:
+def _tail(descriptor: int, count: int) -> str:
     size = os.fstat(descriptor).st_size
-    return os.pread(descriptor, _TAIL, max(0, size - _TAIL)).decode(errors="replace")
+    return os.pread(descriptor, count, max(0, size - count)).decode(errors="replace")

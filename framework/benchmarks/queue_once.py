@@ -55,7 +55,8 @@ def _settled_bytes() -> int:
 
 
 def measure(count: int, cpus: int) -> dict[str, float]:
-    """Tasks submitted per second, bytes of driver memory per queued task, tasks finished per second."""
+    """Tasks submitted per second, bytes of driver memory per queued task, tasks finished per second, and
+    tasks per second over both (what lies between, to let the memory settle, does not count)."""
     hold: Any = fw.remote(_hold)
     work: Any = fw.remote(_identity)
     # So that the function is exported, workers are started, caches are filled.
@@ -79,7 +80,12 @@ def measure(count: int, cpus: int) -> dict[str, float]:
         if fw.get(refs) != list(range(count)):
             raise RuntimeError("queued tasks returned something else")
         drained = time.perf_counter() - begin
-    return {"submit": count / submitted, "bytes": taken / count, "drain": count / drained}
+    return {
+        "submit": count / submitted,
+        "bytes": taken / count,
+        "drain": count / drained,
+        "whole": count / (submitted + drained),
+    }
 
 
 def main(count: int, cpus: int) -> None:

@@ -14,10 +14,12 @@ def figure(value: float | None, unit: str) -> str:
     """`value` with three significant digits or so, and its unit: ``12,300 /s``, ``4.2 ms``."""
     if value is None:
         return "-"
+    if unit == SECONDS and abs(value) < 0.001:
+        return f"{value * 1e6:.3g} µs"
     if unit == SECONDS and abs(value) < 0.1:
         return f"{value * 1000:.3g} ms"
     if unit == BYTES:
-        return f"{value:,.0f} B"
+        return f"{value:,.0f} B" if abs(value) < 1e6 else f"{value / 1e6:,.1f} MB"
     digits = 0 if abs(value) >= 100 else 1 if abs(value) >= 10 else 2
     return f"{value:,.{digits}f} {unit}"
 

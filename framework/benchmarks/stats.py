@@ -6,7 +6,9 @@ import math
 from collections.abc import Sequence
 from statistics import median
 
-__all__ = ["median", "noise_band", "of_floor", "relative_spread", "speed_up", "verdict"]
+__all__ = ["median", "of_floor", "overlap", "relative_spread", "speed_up", "verdict"]
+
+FASTER, SLOWER, SAME, UNKNOWN = "faster", "slower", "no difference seen", "?"
 
 
 def relative_spread(samples: Sequence[float]) -> float:
@@ -38,21 +40,19 @@ def speed_up(before: float, after: float, *, lower_is_better: bool) -> float:
     return before / after if lower_is_better else after / before
 
 
-def noise_band(before: Sequence[float], after: Sequence[float]) -> float:
-    """The relative change that runs as scattered as these show by themselves: the sum of both half spreads.
+def overlap(before: Sequence[float], after: Sequence[float]) -> bool:
+    """Whether the ranges of both have something in common."""
+    return min(before) <= max(after) and min(after) <= max(before)
 
-    With one sample on a side the scatter of that side is unknown: infinity.
+
+def verdict(before: Sequence[float], after: Sequence[float], *, lower_is_better: bool) -> str:
+    """`FASTER` or `SLOWER` (of `after`) where no run of one reaches a run of the other, `SAME` where the
+    ranges of the runs overlap, `UNKNOWN` with fewer than two runs on a side.
+
+    Of five runs each that are no different, the ranges miss each other in 1 of 126 cases.
     """
     if len(before) < 2 or len(after) < 2:
-        return math.inf
-    return (relative_spread(before) + relative_spread(after)) / 2
-
-
-def verdict(ratio: float, noise: float) -> str:
-    """`faster`, `slower`, or `same` when the change is inside the noise; `?` when it cannot be told."""
-    if math.isnan(ratio) or math.isinf(noise):
-        return "?"
-    # Judge both directions alike: half the speed is as large a change as twice the speed.
-    if abs(math.log(ratio)) <= math.log1p(noise):
-        return "same"
-    return "faster" if ratio > 1 else "slower"
+        return UNKNOWN
+    if overlap(before, after):
+        return SAME
+    return FASTER if (min(after) > max(before)) != lower_is_better else SLOWER

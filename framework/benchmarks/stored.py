@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 import framework as fw
-from framework.benchmarks.floors import MEMCPY, MEMCPY_FRESH
+from framework.benchmarks.floors import MEMCPY, MEMCPY_POPULATED
 from framework.benchmarks.model import GB_PER_SECOND, PER_SECOND, SECONDS, Measure, Row, Settings, Workload
 from framework.benchmarks.runner import rate_measure, time_measure
 from framework.util.state import store_stats
@@ -143,7 +143,10 @@ def _many_arguments(settings: Settings) -> Iterator[Measure]:
 WORKLOADS: tuple[Workload, ...] = (
     Workload("store", (Row("put of 128 MiB, store in use", GB_PER_SECOND, MEMCPY),), _put_warm),
     Workload(
-        "store", (Row("put of 128 MiB, fresh store", GB_PER_SECOND, MEMCPY_FRESH),), _put_cold, product=False
+        "store",
+        (Row("put of 128 MiB, fresh store", GB_PER_SECOND, MEMCPY_POPULATED),),
+        _put_cold,
+        product=False,
     ),
     Workload("store", (Row("empty + put of 1 MiB", SECONDS),), _in_place(_MEGABYTE)),
     Workload("store", (Row("empty + put of 1 GiB", SECONDS),), _in_place(_GIGABYTE)),

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import framework as fw
+from framework.benchmarks.echo_server import loop_factory
 from framework.benchmarks.floors import ECHO_BATCH, ECHO_ONE, IN_FLIGHT, SPIN, spin
 from framework.benchmarks.model import PER_SECOND, Measure, Row, Settings, Workload
 from framework.benchmarks.runner import async_rate, rate_measure
@@ -15,7 +17,7 @@ from framework.benchmarks.runner import async_rate, rate_measure
 _CLIENTS = 4
 _CLIENT_TASKS = 10_000
 _STREAMED = 1000
-_MAPPED = 1000
+_MAPPED = 10_000
 _ARGUMENTS = 10_000
 _RETURNS = 3000
 
@@ -80,16 +82,38 @@ def _multi_client(settings: Settings) -> Iterator[Measure]:
 
 
 @contextmanager
-def _await_one(settings: Settings) -> Iterator[Measure]:
-    small: Any = fw.remote(_small_value)
+def _multi_client_on_one_cpu(settings: Settings) -> Iterator[Measure]:
+    """All processes on one CPU: what the row above is compared with to see whether it scales."""
+    usable = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(usable)})
+    try:
+        with (
+            fw.init(num_cpus=settings.cpus, log_to_driver=False),
+            _multi_client(settings) as measure,
+        ):
+            yield measure
+    finally:
+        os.sched_setaffinity(0, usable)
 
-    async def call() -> None:
-        await small.remote()
 
-    def measure(seconds: float) -> Sequence[float]:
-        return (asyncio.run(async_rate(call, seconds)),)
+def _await_one(
+    new_loop: Callable[[], asyncio.AbstractEventLoop],
+) -> Callable[[Settings], AbstractContextManager[Measure]]:
+    @contextmanager
+    def prepare(settings: Settings) -> Iterator[Measure]:
+        small: Any = fw.remote(_small_value)
 
-    yield measure
+        async def call() -> None:
+            await small.remote()
+
+        with asyncio.Runner(loop_factory=new_loop) as runner:
+
+            def measure(seconds: float) -> Sequence[float]:
+                return (runner.run(async_rate(call, seconds)),)
+
+            yield measure
+
+    return prepare
 
 
 @contextmanager
@@ -160,7 +184,22 @@ WORKLOADS: tuple[Workload, ...] = (
     Workload("tasks", (Row("single client tasks async", PER_SECOND, ECHO_BATCH),), _async),
     Workload("tasks", (Row("single client tasks and get batch", PER_SECOND, ECHO_BATCH, IN_FLIGHT),), _batch),
     Workload("tasks", (Row("multi client tasks async", PER_SECOND, ECHO_BATCH),), _multi_client),
-    Workload("tasks", (Row("await one at a time", PER_SECOND, ECHO_ONE),), _await_one),
+    Workload(
+        "tasks",
+        (Row("multi client tasks async, one CPU", PER_SECOND),),
+        _multi_client_on_one_cpu,
+        product=False,
+    ),
+    Workload(
+        "tasks",
+        (Row("await one at a time", PER_SECOND, ECHO_ONE),),
+        _await_one(asyncio.new_event_loop),
+    ),
+    Workload(
+        "tasks",
+        (Row("await one at a time, uvloop", PER_SECOND, ECHO_ONE),),
+        _await_one(loop_factory()),
+    ),
     Workload("tasks", (Row("await gather of 1k", PER_SECOND, ECHO_BATCH),), _await_gather),
     Workload("tasks", (Row("streaming generator items", PER_SECOND, ECHO_BATCH),), _generator),
     Workload("tasks", (Row("map over items of 1 ms", PER_SECOND, SPIN),), _map),

@@ -62,3 +62,41 @@ def test_compare_reads_what_was_written(tmp_path: Path, capsys: pytest.CaptureFi
 def test_a_filter_that_matches_nothing() -> None:
     done = benchmarks("--filter", "no such row")
     assert (done.returncode, done.stderr.strip()) == (2, "no row matches")
+
+
+def test_targets_are_held_against_the_rows_of_a_run(tmp_path: Path) -> None:
+    path = tmp_path / "figures.json"
+    done = benchmarks(
+        "--targets", "--quick", "--runs=1", "--seconds=0.01", "--filter=tasks sync|idle", "--json", str(path)
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    lines = [line for line in done.stdout.splitlines() if "  single client tasks sync / floor" in line]
+    assert len(lines) == 1 and " %" in lines[0]
+    names = {row["name"] for row in json.loads(path.read_text())["rows"]}
+    assert "single client tasks sync" in names and "1:n actor calls sync" not in names
+    again = benchmarks("targets", str(path))
+    assert again.returncode == 0, again.stderr
+    assert again.stdout.strip() in done.stdout
+
+
+def test_a_curve_has_points_and_a_verdict(tmp_path: Path) -> None:
+    path = tmp_path / "curves.json"
+    done = benchmarks("--curves", "arguments", "returns", "--quick", "--runs=1", "--json", str(path))
+    assert done.returncode == 0, done.stdout + done.stderr
+    curves = json.loads(path.read_text())["curves"]
+    assert [curve["name"] for curve in curves] == ["arguments", "returns"]
+    for curve in curves:
+        assert len(curve["points"]) >= 3 and not curve["note"]
+        assert curve["verdict"] in ("linear", "grows faster")
+
+
+def test_latency_under_load(tmp_path: Path) -> None:
+    path = tmp_path / "figures.json"
+    loads = "driver computes|large puts|tasks queued|tasks in flight"
+    done = benchmarks("--quick", "--runs=1", "--seconds=0.01", "--filter", loads, "--json", str(path))
+    assert done.returncode == 0, done.stdout + done.stderr
+    rows = {row["name"]: row["median"] for row in json.loads(path.read_text())["rows"]}
+    assert len(rows) == 8
+    for name, p50 in rows.items():
+        if name.endswith("p50"):
+            assert 0 < p50 <= rows[name.replace("p50", "p99")]

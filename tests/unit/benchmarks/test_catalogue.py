@@ -2,8 +2,9 @@ from __future__ import annotations
 
 import pytest
 
-from framework.benchmarks import catalogue, floors, peers
+from framework.benchmarks import catalogue, floors, peers, targets
 from framework.benchmarks.__main__ import main, parse
+from framework.benchmarks.invocation import side_by_side
 from framework.benchmarks.model import Settings
 
 ROWS = {row.name: row for workload in catalogue.ALL for row in workload.rows}
@@ -71,6 +72,20 @@ def test_select_nothing() -> None:
     assert catalogue.select("no such row", with_peers=True) == []
 
 
+def test_what_is_compared_runs_one_after_the_other() -> None:
+    given = catalogue.select(None, with_peers=True)
+    order = side_by_side(given)
+    assert len(order) == len(given) and set(order) == set(given)
+    names = [load.name for load in order]
+    assert names[: len(floors.WORKLOADS)] == [load.name for load in floors.WORKLOADS]
+    at = names.index("single client tasks sync")
+    assert names[at + 1 : at + 5] == [
+        peers.row_name(name, peers.TASK) for name in ("ProcessPoolExecutor", "loky", "Ray", "Dask")
+    ]
+    without = catalogue.select(None, with_peers=False)
+    assert side_by_side(without) == without
+
+
 def test_workload_named() -> None:
     assert catalogue.workload_named(floors.PIPE).rows[0].name == floors.PIPE
     with pytest.raises(KeyError):
@@ -105,3 +120,13 @@ def test_list_prints_rows_and_runs_nothing(capsys: pytest.CaptureFixture[str]) -
 def test_a_filter_without_rows_is_an_error(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--filter", "no such row"]) == 2
     assert "no row matches" in capsys.readouterr().err
+
+
+def test_targets_take_their_rows_and_all_of_the_peers() -> None:
+    names = targets.rows_needed()
+    own = catalogue.select(None, with_peers=False, names=names)
+    assert {row.name for load in own for row in load.rows} >= {name for name in names if ": " not in name}
+    assert "1:n actor calls sync" not in {load.name for load in own}
+    everything = catalogue.select(None, with_peers=True, names=names)
+    assert set(peers.WORKLOADS) <= set(everything)
+    assert {row.name for load in everything for row in load.rows} >= names

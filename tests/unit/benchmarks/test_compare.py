@@ -18,7 +18,7 @@ def _document(cpus: int = 2, **rows: tuple[str, list[float]]) -> dict[str, Any]:
 
 
 def _verdicts(text: str) -> dict[str, str]:
-    return {line.split()[0]: line.split()[-1] for line in text.splitlines()[1:]}
+    return {line.split()[0]: line.rsplit("  ", 1)[-1].strip() for line in text.splitlines()[1:]}
 
 
 def test_better_is_faster_in_either_direction() -> None:
@@ -28,12 +28,24 @@ def test_better_is_faster_in_either_direction() -> None:
     assert _verdicts(text) == {"sync": "faster", "start": "slower"}
     assert "2.00x" in text
     assert "0.50x" in text
+    assert "198 /s … 202 /s" in text
 
 
-def test_change_inside_the_noise_is_none() -> None:
+def test_ranges_that_overlap_show_no_difference() -> None:
     before = _document(sync=(PER_SECOND, [80.0, 100.0, 120.0]))
-    after = _document(sync=(PER_SECOND, [90.0, 110.0, 130.0]))
-    assert _verdicts(compare(before, after)) == {"sync": "same"}
+    after = _document(sync=(PER_SECOND, [119.0, 200.0, 230.0]))
+    assert _verdicts(compare(before, after)) == {"sync": "no difference seen"}
+
+
+def test_floors_that_differ_are_told() -> None:
+    before = _document(sync=(PER_SECOND, [100.0, 100.0]))
+    after = _document(sync=(PER_SECOND, [100.0, 100.0]))
+    for document, rate in ((before, 10.0), (after, 20.0)):
+        document["rows"].append(
+            {**document["rows"][0], "group": "floors", "name": "echo", "samples": [rate] * 2}
+        )
+    assert "the floors differ, so the machine did, too: echo 2.00x" in compare(before, after)
+    assert "the floors differ" not in compare(before, before)
 
 
 def test_single_samples_and_missing_figures_are_not_judged() -> None:
@@ -70,6 +82,6 @@ def test_main_ends_with_2_on_unusable_files(tmp_path: Path, capsys: pytest.Captu
     good = tmp_path / "good.json"
     good.write_text(json.dumps(_document(sync=(PER_SECOND, [1.0, 1.0]))))
     assert main([str(good), str(good)]) == 0
-    assert "same" in capsys.readouterr().out
+    assert "no difference seen" in capsys.readouterr().out
     assert main([str(good), str(tmp_path / "missing.json")]) == 2
     assert "missing.json" in capsys.readouterr().err
