@@ -39,6 +39,7 @@ def census() -> dict[str, int]:
     of that name of instances of the framework's classes, together. What a zygote had before it forked, and
     what is empty, is left out.
     """
+    _clear_caches()
     living = gc.get_objects()
     types = Counter(map(type, living))
     found = {"blocks": sys.getallocatedblocks(), "objects": len(living)}
@@ -55,6 +56,13 @@ def census() -> dict[str, int]:
     for (kind, name), size in sums.items():
         found[f"{_name(kind)}.{name}"] = size
     return found
+
+
+def _clear_caches() -> None:
+    """The interpreter's cache of attributes holds on to up to 4,096 names, and to many of the same text where
+    they were put together (``getattr(x, "visit_" + kind)``): it fills up for hours, and looks like a leak."""
+    clear = getattr(sys, "_clear_internal_caches", None) or sys._clear_type_cache
+    clear()
 
 
 def answer_census(connection: Connection, frame: Frame) -> None:

@@ -21,3 +21,11 @@ def test_tables_and_instances_are_counted() -> None:
     assert after["blocks"] > before["blocks"] > 0
     assert after["objects"] >= before["objects"] + 300
     assert all(type(count) is int for count in after.values())
+
+
+def test_names_that_the_interpreter_has_looked_up_are_not_counted() -> None:
+    before = census()["blocks"]
+    names = [f"attribute_{number}" for number in range(10_000)]
+    assert not any(hasattr(names, name) for name in names)
+    names.clear()
+    assert census()["blocks"] < before + 1_000
