@@ -201,6 +201,11 @@ class Connection:
             self.shared = Reading(readers, sock, self._decoder, self._on_readable)
             self._watch()
 
+    def read_by_loop(self) -> None:
+        """Loop thread: what is sent now is answered to the loop: it reads, if an application's did so."""
+        if self.shared is not None and self.shared.recall():
+            self.shy = limits.DIRECT_AGAIN
+
     def _on_readable(self) -> None:
         greeted = self.greeted
         try:

@@ -217,7 +217,7 @@ def test_interrupted_while_it_gave_back(shared: Shared) -> None:
     turn = Turn()
     assert shared.reading.take(turn)
     with shared.reading._lock:
-        shared.reading._turn = None  # and the system call that follows is not made
+        shared.reading.turn = None  # and the system call that follows is not made
     shared.send(1)
     shared.turns()
     assert not shared.frames
