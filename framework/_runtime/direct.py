@@ -305,16 +305,18 @@ class Direct:
         reading = stay.reading
         if reading.turn is not stay:
             return False
+        dealt = False
         try:
             try:
                 data = reading.peek()
                 frame = unpack_frame(data)
                 taker = self.takers.get(frame[0]) if type(frame) is list and frame else None
+                dealt = taker is not None and taker(stay, frame, len(data))
             except BlockingIOError:
                 return False
             except NO_FRAME:
-                taker = None
-            if taker is None or not taker(stay, frame, len(data)):
+                pass
+            if not dealt:
                 stay.connection.shy = limits.DIRECT_AGAIN
                 reading.give_back(stay)
         except BaseException:
