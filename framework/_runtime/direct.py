@@ -43,7 +43,7 @@ class Direct:
         #: the application's loops that have been asked to read; None: it cannot
         self._hosts: WeakKeyDictionary[asyncio.AbstractEventLoop, Host | None] = WeakKeyDictionary()
         self.hosting = False  #: whether there are any
-        #: by opcode, who deals with a frame in an application's loop: (the turn, the frame, its size) -> False
+        #: by opcode, who deals with a frame in an application's loop: (turn, frame, its size) -> False
         #: if it is for the runtime's
         self.takers: dict[int, Callable[[Stay, Any, int], bool]] = {m.DONE: self._take_done}
 
@@ -238,7 +238,6 @@ class Direct:
         elif task.template.key.pending:
             runtime.leasing.dirty[task.template.key] = None
             runtime.post(runtime.flush)
-
 
     # ---- a loop of the application awaits a task -----------------------------------------------------
 
