@@ -194,7 +194,7 @@ class Connection:
     def share(self, readers: Readers) -> None:
         """Loop thread: from now on other threads may take the reading over, see `takeover`."""
         sock = self._sock
-        if type(sock) is not socket.socket:
+        if type(sock) is not socket.socket and not getattr(sock, "plain", False):
             return  # what is wrapped may hold data that poll() does not see
         if self.shared is None and self.greeted and self._reading and not self.closed:
             self._unwatch()
