@@ -198,7 +198,7 @@ class Connection:
             return  # what is wrapped may hold data that poll() does not see
         if self.shared is None and self.greeted and self._reading and not self.closed:
             self._unwatch()
-            self.shared = Reading(readers, sock, self._decoder, self._on_readable)
+            self.shared = Reading(readers, sock, self._decoder, self._on_readable)  # type: ignore[arg-type]
             self._watch()
 
     def read_by_loop(self) -> None:

@@ -23,6 +23,7 @@ import weakref
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from framework._base import limits
 from framework._net.takeover import Reading, Turn
 
 if TYPE_CHECKING:
@@ -40,6 +41,10 @@ class Stay(Turn):
         super().__init__(host=host)
         self.connection = connection
         self.reading = reading
+
+    def late(self) -> None:
+        """The loop is blocked. What else comes here must not wait for that too often."""
+        self.connection.shy = limits.DIRECT_LATE
 
 
 class Host:
@@ -62,6 +67,12 @@ class Host:
     def _listen(self, loop: asyncio.AbstractEventLoop) -> None:
         # What is called here belongs to nobody: not in the context of whoever happened to be the first.
         contextvars.Context().run(loop.add_reader, self._epoll.fileno(), self._on_ready)
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the loop is closed."""
+        loop = self._loop()
+        return loop is None or loop.is_closed()
 
     @property
     def runs(self) -> bool:

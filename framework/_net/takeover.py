@@ -50,7 +50,8 @@ class Readers:
         self._epoll = select.epoll()
         self._readings: dict[int, Reading] = {}
         self._paused: dict[Reading, None] = {}
-        self._late: set[Turn] = set()  #: had something to read when they were looked at last
+        #: had something to read when they were looked at last, and had dealt with so many frames
+        self._late: dict[Turn, int] = {}
         self._loop = loop
         loop.add_reader(self._epoll.fileno(), self._on_ready)
 
@@ -94,7 +95,7 @@ class Readers:
     def look(self) -> None:
         """Take back what a thread has had for reading since the last look and has not read, and what an
         application's loop has that does not run."""
-        before, self._late = self._late, set()
+        before, self._late = self._late, {}
         poll, turns = select.poll(), {}
         for reading in list(self._paused):
             turn = reading.turn
@@ -107,21 +108,26 @@ class Readers:
                 turns[reading.fileno()] = reading, turn
         for fd, _ in poll.poll(0) if turns else ():
             reading, turn = turns[fd]
-            if turn in before:
+            if before.get(turn) == turn.count:
+                turn.late()
                 reading.take_back(turn)
             else:
-                self._late.add(turn)
+                self._late[turn] = turn.count
 
 
 class Turn:
     """The right of one thread to read, until it gives it back, or is found not to use it. With a `host`, the
     right of that loop: it keeps it until anybody else wants to read."""
 
-    __slots__ = ("busy", "host")
+    __slots__ = ("busy", "count", "host")
 
     def __init__(self, busy: bool = False, host: Host | None = None) -> None:
         self.busy = busy  #: between `claim` and `skip`: not to be taken away
+        self.count = 0  #: frames that were dealt with
         self.host = host
+
+    def late(self) -> None:
+        """It is going to be taken back, as it is not used."""
 
 
 _LOOPS = Turn(busy=True)
@@ -283,6 +289,7 @@ class Reading:
         """So many bytes have been dealt with, after `claim`."""
         with contextlib.suppress(OSError):  # the loop meets that, too
             self._sock.recv(size)
+        turn.count += 1
         turn.busy = False
         if turn.host is not None and (self._closed or not self._watched):  # since `claim`
             self.give_back(turn)

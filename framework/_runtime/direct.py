@@ -68,9 +68,8 @@ class Direct:
 
     def close(self) -> None:
         """Loop: the end, after the last connection."""
-        for host in list(self._hosts.values()):
-            if host is not None:
-                host.close()
+        for host in self._known_hosts().values():
+            host.close()
         self._hosts.clear()
         readers, self._readers = self._readers, None
         if readers is not None:
@@ -80,6 +79,16 @@ class Direct:
         """Loop, now and then: see `Readers.look`."""
         if self._readers is not None:
             self._readers.look()
+        for loop, host in self._known_hosts().items() if self.hosting else ():
+            if host.is_over:  # (it may take a while until it is collected)
+                self._hosts.pop(loop, None)
+
+    def _known_hosts(self) -> dict[asyncio.AbstractEventLoop, Host]:
+        while True:
+            try:
+                return {loop: host for loop, host in self._hosts.items() if host is not None}
+            except RuntimeError:  # another thread has added one
+                continue
 
     def keep_up(self) -> None:
         """Any thread: references are dropped while the loop sleeps; it may let them pile up, but not for

@@ -307,7 +307,9 @@ def test_a_loop_that_is_blocked(session: object, new_loop: NewLoop, how: str) ->
 
 @pytest.mark.parametrize("end", ["kill", "exit"])
 @pytest.mark.parametrize("blocked", [False, True], ids=["", "blocked"])
-def test_the_actor_dies_while_a_loop_reads(session: object, new_loop: NewLoop, end: str, blocked: bool) -> None:
+def test_the_actor_dies_while_a_loop_reads(
+    session: object, new_loop: NewLoop, end: str, blocked: bool
+) -> None:
     async def main() -> None:
         worker, gate = Worker.remote(), Gate.options(num_cpus=0).remote()
         await warm(worker)
@@ -408,7 +410,9 @@ def test_actors_that_await_each_other(session: object, new_loop: NewLoop) -> Non
     async def main() -> None:
         servers, counters = [Server.remote() for _ in range(3)], [Server.remote() for _ in range(3)]
         for _ in range(3):
-            refs = [server.relay.remote(counter, 30) for server, counter in zip(servers, counters, strict=True)]
+            refs = [
+                server.relay.remote(counter, 30) for server, counter in zip(servers, counters, strict=True)
+            ]
             assert len(set(await asyncio.gather(*refs))) == 1
         assert await servers[0].relay.remote(servers[1], 30) == 465
 
@@ -475,6 +479,7 @@ class Strike(KeyboardInterrupt):
     """As Ctrl-C."""
 
 
+@pytest.mark.filterwarnings("ignore:coroutine .* was never awaited")
 def test_ctrl_c_anywhere(session: object) -> None:
     """It ends the run of the loop. What was asked for is there at the next one, and all goes on as before."""
     armed = False

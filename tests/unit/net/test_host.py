@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator
 import pytest
 import uvloop
 
+from framework._base import limits
 from framework._net import takeover
 from framework._net.host import Host, Stay
 from framework._net.takeover import Turn
@@ -215,9 +216,23 @@ def test_the_tick_finds_a_loop_that_is_blocked(shared: Shared, app: App) -> None
         shared.on_loop(shared.readers.look)
         wait_for(lambda: shared.frames == [1])
     assert not app.by_host
+    assert shared.connection.shy == limits.DIRECT_LATE
 
 
-@pytest.mark.parametrize("state", ["stopped", "closed", "gone"])
+def test_the_tick_leaves_a_busy_loop_alone(shared: Shared, app: App) -> None:
+    """Whenever it looks, something has come, but not the same."""
+    stay = app.take()
+    assert stay is not None
+    with app.blocked():
+        for number in range(3):
+            shared.send(number)
+            shared.on_loop(shared.readers.look)
+            assert shared.read_one(stay)
+    assert shared.frames == [0, 1, 2] and not shared.by_loop
+    assert shared.reading.turn is stay
+
+
+@pytest.mark.parametrize("state", ["stopped", "closed"])
 def test_the_tick_finds_a_loop_that_does_not_run(shared: Shared, app: App, state: str) -> None:
     assert app.take()
     if state == "stopped":
