@@ -208,4 +208,6 @@ def mailbox_of(loop: asyncio.AbstractEventLoop) -> Mailbox:
     if mailbox is None or _mailboxes.loop is not loop:
         mailbox = Mailbox(loop)
         _mailboxes.loop, _mailboxes.mailbox = loop, mailbox
+    else:
+        mailbox.look_after()
     return mailbox

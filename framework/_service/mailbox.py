@@ -41,6 +41,12 @@ class Mailbox:
         """Any thread: whether all that was posted has been called, or is about to be."""
         return not self._items
 
+    def look_after(self) -> None:
+        """On the loop: if what was posted waits to be called, see to it that it will be. (Ctrl-C may have
+        struck in the loop itself, when it had taken `drain` out of its queue and not called it yet.)"""
+        if self._awake:
+            self._loop.call_soon(self.drain)
+
     def drain(self) -> None:
         """On the loop: call now what has been posted."""
         self._awake = False
