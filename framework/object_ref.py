@@ -224,6 +224,7 @@ class ObjectRef(Generic[T]):
             lending.__enter__()
         if self._entry.owner is not None:
             self._runtime.post(self._runtime.objects.need, self._entry)
+        self._runtime.direct.leave(self._entry)
         register(self._entry, done)
 
     def _forget_callback(self, key: object) -> bool:

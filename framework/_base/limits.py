@@ -29,6 +29,7 @@ LISTEN_BACKLOG: Final = 512
 DIRECT_FRAME: Final = 16 * 1024  #: a larger frame is always read by the loop
 DIRECT_AFTER: Final = 3  #: lone frames on a connection, before threads read it that wait for one
 DIRECT_AGAIN: Final = 16  #: the same, after a thread has met what it cannot deal with
+DIRECT_LATE: Final = 1000  #: the same, after an application's loop that reads was found blocked
 DIRECT_DROPS: Final = 64  #: references that may be dropped before the loop is woken for them
 CONNECT_AGAIN: Final = 0.05  #: between attempts to reach an actor that lives
 

@@ -194,12 +194,17 @@ class Connection:
     def share(self, readers: Readers) -> None:
         """Loop thread: from now on other threads may take the reading over, see `takeover`."""
         sock = self._sock
-        if type(sock) is not socket.socket:
+        if type(sock) is not socket.socket and not getattr(sock, "plain", False):
             return  # what is wrapped may hold data that poll() does not see
         if self.shared is None and self.greeted and self._reading and not self.closed:
             self._unwatch()
-            self.shared = Reading(readers, sock, self._decoder, self._on_readable)
+            self.shared = Reading(readers, sock, self._decoder, self._on_readable)  # type: ignore[arg-type]
             self._watch()
+
+    def read_by_loop(self) -> None:
+        """Loop thread: what is sent now is answered to the loop: it reads, if an application's did so."""
+        if self.shared is not None and self.shared.recall():
+            self.shy = limits.DIRECT_AGAIN
 
     def _on_readable(self) -> None:
         greeted = self.greeted

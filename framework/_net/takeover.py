@@ -11,6 +11,9 @@ order. So little can go wrong where an exception may strike at any line (Ctrl-C,
 
 A thread may also be kept from its work, by a signal handler on top of it that itself waits for this very
 connection. So the loop looks now and then (`Readers.look`) and takes back what has not been read for a while.
+
+A loop of the application that awaits such a frame takes the reading over, too, and keeps it from one call to
+the next, as it is there to see what else comes: see `framework._net.host`.
 """
 
 from __future__ import annotations
@@ -23,9 +26,13 @@ import socket
 import sys
 import threading
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from framework._base import limits
 from framework._wire.codec import Decoder
+
+if TYPE_CHECKING:
+    from framework._net.host import Host
 
 _TURN = 64  #: descriptors per turn of the loop
 _ONE = (1).to_bytes(8, sys.byteorder)
@@ -43,7 +50,8 @@ class Readers:
         self._epoll = select.epoll()
         self._readings: dict[int, Reading] = {}
         self._paused: dict[Reading, None] = {}
-        self._late: set[Turn] = set()  #: had something to read when they were looked at last
+        #: had something to read when they were looked at last, and had dealt with so many frames
+        self._late: dict[Turn, int] = {}
         self._loop = loop
         loop.add_reader(self._epoll.fileno(), self._on_ready)
 
@@ -85,25 +93,41 @@ class Readers:
                 reading.on_ready()
 
     def look(self) -> None:
-        """Take back what a thread has had for reading since the last look and has not read."""
-        before, self._late = self._late, set()
+        """Take back what a thread has had for reading since the last look and has not read, and what an
+        application's loop has that does not run."""
+        before, self._late = self._late, {}
+        poll, turns = select.poll(), {}
         for reading in list(self._paused):
-            turn = reading.late()
-            if turn is None:
-                continue
-            if turn in before:
+            turn = reading.turn
+            if turn is None:  # somebody was interrupted while it gave it back
+                self.resume(reading.fileno(), reading)
+            elif turn.host is not None and not turn.host.runs:
                 reading.take_back(turn)
             else:
-                self._late.add(turn)
+                poll.register(reading.fileno(), select.POLLIN)
+                turns[reading.fileno()] = reading, turn
+        for fd, _ in poll.poll(0) if turns else ():
+            reading, turn = turns[fd]
+            if before.get(turn) == turn.count:
+                turn.late()
+                reading.take_back(turn)
+            else:
+                self._late[turn] = turn.count
 
 
 class Turn:
-    """The right of one thread to read, until it gives it back, or is found not to use it."""
+    """The right of one thread to read, until it gives it back, or is found not to use it. With a `host`, the
+    right of that loop: it keeps it until anybody else wants to read."""
 
-    __slots__ = ("busy",)
+    __slots__ = ("busy", "count", "host")
 
-    def __init__(self, busy: bool = False) -> None:
+    def __init__(self, busy: bool = False, host: Host | None = None) -> None:
         self.busy = busy  #: between `claim` and `skip`: not to be taken away
+        self.count = 0  #: frames that were dealt with
+        self.host = host
+
+    def late(self) -> None:
+        """It is going to be taken back, as it is not used."""
 
 
 _LOOPS = Turn(busy=True)
@@ -128,8 +152,8 @@ class Reading:
         "_on_readable",
         "_readers",
         "_sock",
-        "_turn",
         "_watched",
+        "turn",
     )
 
     def __init__(
@@ -141,7 +165,7 @@ class Reading:
         self._decoder = decoder
         self._on_readable = on_readable
         self._lock = threading.Lock()
-        self._turn: Turn | None = None  #: whose it is; None: nobody's, so the loop may
+        self.turn: Turn | None = None  #: whose it is; None: nobody's, so the loop may
         self._watched = False
         self._closed = False
 
@@ -152,53 +176,41 @@ class Reading:
         with self._lock:
             self._watched = True
             self._readers.add(self._fd, self)
-            if self._turn is not None:
+            if self.turn is not None:
                 self._readers.pause(self._fd, self)
 
     def unwatch(self) -> None:
-        """Loop: read no more. (A thread that is at it may.)"""
+        """Loop: read no more. (A thread that is at it may. So may a host, for the frame that it is at.)"""
         self._watched = False
         self._readers.remove(self._fd)
+        self.recall()
 
     def on_ready(self) -> None:
         """There is something to read."""
         with self._lock:
-            if self._turn is not None:
+            if self.turn is not None:
                 self._readers.pause(self._fd, self)  # taken over just now
                 return
-            self._turn = _LOOPS
+            self.turn = _LOOPS
         try:
             self._on_readable()
         finally:
-            self._turn = None
+            self.turn = None
             if self._closed:
                 self._sock.close()
-
-    def late(self) -> Turn | None:
-        """Loop: whose turn it is, if there is something to read."""
-        turn = self._turn
-        if turn is None:  # somebody was interrupted while it gave it back
-            self._readers.resume(self._fd, self)
-        if turn is None or self._closed:
-            return None
-        poll = select.poll()
-        poll.register(self._fd, select.POLLIN)
-        return turn if poll.poll(0) else None
-
-    def take_back(self, turn: Turn) -> None:
-        """Loop: end a turn that is not used."""
-        with self._lock:
-            if self._turn is turn and not turn.busy:
-                self._turn = None
-                self._readers.resume(self._fd, self)
 
     def close(self) -> None:
         """Loop: close the socket; if a thread reads, it does so when it gives back, which is soon."""
         with self._lock:
             self._closed = True
-            free = self._turn is None
+            turn = self.turn
+            free = turn is None or (turn.host is not None and not turn.busy)
+            if free:
+                self.turn = None
         self._on_readable = _nothing  # the connection: it has this, and they would keep each other
         if free:
+            if turn is not None:
+                self._leave(turn)
             self._sock.close()
         else:
             with contextlib.suppress(OSError):
@@ -207,20 +219,55 @@ class Reading:
     # ---- any thread ----------------------------------------------------------------------------------
 
     def take(self, turn: Turn) -> bool:
-        """Any thread: the reading is its own now, to be given back soon; False when it cannot have it."""
+        """Any thread: the reading is its own now, to be given back soon (or kept, with a host); False when it
+        cannot have it. What a host has can be had, unless that is in the middle of a frame."""
         decoder = self._decoder
         if not decoder.whole:
             return False
         with self._lock:
-            if self._turn is None and self._watched:
-                self._turn = turn
-        if self._turn is not turn:
+            before = self.turn
+            if self._watched and (before is None or (before.host is not None and not before.busy)):
+                self.turn = turn
+        if self.turn is not turn:
             return False
-        self._readers.pause(self._fd, self)
+        if before is None:
+            self._readers.pause(self._fd, self)
+        else:
+            self._leave(before)
+        if turn.host is not None and not turn.host.add(self._fd, turn):
+            self.give_back(turn)
+            return False
         if self._decoder.whole:  # (still)
             return True
         self.give_back(turn)
         return False
+
+    def take_back(self, turn: Turn) -> None:
+        """Any thread: end a turn that is not used, or a host's."""
+        with self._lock:
+            mine = self.turn is turn and not turn.busy
+            if mine:
+                self.turn = None
+        if mine:
+            self._leave(turn)
+            self._readers.resume(self._fd, self)
+
+    def recall(self) -> bool:
+        """Any thread: if a host reads, which is True, the loop does so from now on."""
+        turn = self.turn
+        if turn is None or turn.host is None:
+            return False
+        self.take_back(turn)
+        return True
+
+    def _leave(self, turn: Turn) -> None:
+        """A turn is over: its host looks at this no more, unless it has just begun another."""
+        host = turn.host
+        if host is not None:
+            host.remove(self._fd, turn)
+            now = self.turn
+            if now is not None and now.host is host:
+                host.add(self._fd, now)
 
     def fileno(self) -> int:
         """What a thread with a turn may wait for. Nothing else may be done with it."""
@@ -234,7 +281,7 @@ class Reading:
     def claim(self, turn: Turn) -> bool:
         """What was seen may be dealt with now: it will be nobody else's. False when the turn is over."""
         with self._lock:
-            mine = self._turn is turn
+            mine = self.turn is turn
             turn.busy = mine
         return mine
 
@@ -242,15 +289,19 @@ class Reading:
         """So many bytes have been dealt with, after `claim`."""
         with contextlib.suppress(OSError):  # the loop meets that, too
             self._sock.recv(size)
+        turn.count += 1
         turn.busy = False
+        if turn.host is not None and (self._closed or not self._watched):  # since `claim`
+            self.give_back(turn)
 
     def give_back(self, turn: Turn) -> None:
         """The end of the turn: from now on the loop reads. (Again, or without a turn, is no harm.)"""
         turn.busy = False
         with self._lock:
-            if self._turn is turn:
-                self._turn = None
-            free = self._turn is None
+            if self.turn is turn:
+                self.turn = None
+            free = self.turn is None
+        self._leave(turn)
         if free:
             self._readers.resume(self._fd, self)
             if self._closed:

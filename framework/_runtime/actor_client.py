@@ -146,7 +146,7 @@ class ActorClient:
             self._handover.release()
         # If the connection is lost from here on, the loop knows of the call and judges it with all others in
         # flight.
-        task.alone = connection
+        self._actors.runtime.direct.sends(task, connection)
         connection.send(frame)
         return True
 
@@ -216,6 +216,7 @@ class ActorClient:
             connection.buffer(task.frame)
             sent = True
         if sent:
+            connection.read_by_loop()
             connection.flush()
 
     def _hold(self, task: TaskRecord) -> bool:

@@ -1,19 +1,26 @@
-"""A thread that waits for one task reads the answer itself: no turn of the loop, no second wake-up.
+"""Who waits for one task reads the answer: no turn of the runtime's loop, no second wake-up.
 
-It does so for a call that was sent alone, on a connection on which nothing else is under way, when the answer
-is small and plain; all else is left to the loop (see `framework._net.takeover`).
+A thread does so for a call that was sent alone, on a connection on which nothing else is under way, when the
+answer is small and plain; all else is left to the loop (see `framework._net.takeover`). So does an event loop
+of the application for a coroutine that awaits such a call, and goes on doing it until somebody else wants to
+read (see `framework._net.host`): another thread that waits, a task that is sent from anywhere else, the
+runtime's loop when it sends on that connection, or anybody who is told of the outcome elsewhere.
 """
 
 from __future__ import annotations
 
+import asyncio
 import time
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
 from framework._base import limits
 from framework._net import takeover
 from framework._net.connection import Connection
+from framework._net.host import Host, Stay
 from framework._net.takeover import Parking, Readers, Reading, Turn
-from framework._runtime.waiters import register, unregister
+from framework._runtime.waiters import finish_here, register, unregister
 from framework._serial import values
 from framework._state.objects import READY, Entry
 from framework._state.tasks import FINISHED, SENT, TaskRecord
@@ -33,6 +40,12 @@ class Direct:
     def __init__(self, runtime: Runtime) -> None:
         self._runtime = runtime
         self._readers: Readers | None = None
+        #: the application's loops that have been asked to read; None: it cannot
+        self._hosts: WeakKeyDictionary[asyncio.AbstractEventLoop, Host | None] = WeakKeyDictionary()
+        self.hosting = False  #: whether there are any
+        #: by opcode, who deals with a frame in an application's loop: (turn, frame, its size) -> False
+        #: if it is for the runtime's
+        self.takers: dict[int, Callable[[Stay, Any, int], bool]] = {m.DONE: self._take_done}
 
     # ---- which connections ---------------------------------------------------------------------------
 
@@ -55,6 +68,9 @@ class Direct:
 
     def close(self) -> None:
         """Loop: the end, after the last connection."""
+        for host in self._known_hosts().values():
+            host.close()
+        self._hosts.clear()
         readers, self._readers = self._readers, None
         if readers is not None:
             readers.close()
@@ -63,6 +79,16 @@ class Direct:
         """Loop, now and then: see `Readers.look`."""
         if self._readers is not None:
             self._readers.look()
+        for loop, host in self._known_hosts().items() if self.hosting else ():
+            if host.is_over:  # (it may take a while until it is collected)
+                self._hosts.pop(loop, None)
+
+    def _known_hosts(self) -> dict[asyncio.AbstractEventLoop, Host]:
+        while True:
+            try:
+                return {loop: host for loop, host in self._hosts.items() if host is not None}
+            except RuntimeError:  # another thread has added one
+                continue
 
     def keep_up(self) -> None:
         """Any thread: references are dropped while the loop sleeps; it may let them pile up, but not for
@@ -81,13 +107,8 @@ class Direct:
         """Any thread but the loop's: wait for the object, if its task is of the kind. When this returns, the
         object may not be done yet."""
         task = entry.task
-        if type(task) is not TaskRecord or task.alone is None or task.state != SENT:
+        if not self._is_alone(task):
             return
-        runner = task.actor or task.lease
-        if runner is None or len(runner.inflight) != 1 or task.stream is not None or self.behind():
-            return
-        if task.actor is None and self._runtime.leasing.pressed():
-            return  # the lease is wanted elsewhere: the loop gives it back
         reading = self.reading(task.alone)
         if reading is None:
             return
@@ -113,9 +134,20 @@ class Direct:
                 unregister(entry, parking)
         self.keep_up()
 
-    def _repair(self, task: TaskRecord, reading: Reading, turn: Turn) -> None:
+    def _is_alone(self, task: Any) -> bool:
+        """Whether it is of the kind that is read by who waits for it."""
+        if type(task) is not TaskRecord or task.alone is None or task.state != SENT:
+            return False
+        runner = task.actor or task.lease
+        if runner is None or len(runner.inflight) != 1 or task.stream is not None or self.behind():
+            return False
+        # (If the lease is wanted elsewhere, the loop gives it back.)
+        return task.actor is not None or not self._runtime.leasing.pressed()
+
+    def _repair(self, task: TaskRecord | None, reading: Reading, turn: Turn) -> None:
         reading.give_back(turn)
-        self._ended(task)
+        if task is not None:
+            self._ended(task)
 
     def _wait(
         self,
@@ -215,6 +247,117 @@ class Direct:
         elif task.template.key.pending:
             runtime.leasing.dirty[task.template.key] = None
             runtime.post(runtime.flush)
+
+    # ---- a loop of the application awaits a task -----------------------------------------------------
+
+    def attend(self, entry: Entry, loop: asyncio.AbstractEventLoop) -> None:
+        """On an application's loop, which is going to await the object: have it read the answer, if its task
+        is of the kind."""
+        task = entry.task
+        if self._is_alone(task):
+            self.read_here(task.alone, loop)
+        elif self.hosting:
+            self.leave(entry)
+
+    def read_here(self, connection: Connection, loop: asyncio.AbstractEventLoop) -> None:
+        """On an application's loop: have it read this connection, if that may be and seems to be worth it."""
+        shared = connection.shared
+        if shared is not None:
+            turn = shared.turn
+            if turn is not None and turn.host is not None and turn.host.is_of(loop):
+                return
+        reading = self.reading(connection)
+        if reading is not None and not self._runtime.closing:
+            host = self._host(loop)
+            if host is not None:
+                reading.take(Stay(host, connection, reading))
+
+    def _host(self, loop: asyncio.AbstractEventLoop) -> Host | None:
+        try:
+            return self._hosts[loop]
+        except KeyError:
+            pass
+        host = None
+        if loop is not self._runtime.loop:
+            try:
+                host = Host(loop, self._deal)
+                self.hosting = True
+            except (OSError, NotImplementedError):
+                pass
+        self._hosts[loop] = host
+        return host
+
+    def leave(self, entry: Entry) -> None:
+        """Any thread: somebody waits for this object for whom the runtime's loop had better read."""
+        task = entry.task
+        if type(task) is TaskRecord and task.alone is not None:
+            shared = task.alone.shared
+            if shared is not None and shared.turn is not None:
+                shared.recall()
+
+    def sends(self, task: TaskRecord, connection: Connection) -> None:
+        """Any thread: a task goes out alone on this connection. Only if that is from the loop which reads it,
+        and which is thus there to read the answer, that stays so."""
+        task.alone = connection
+        shared = connection.shared
+        if shared is None:
+            return
+        turn = shared.turn
+        if turn is not None and turn.host is not None:
+            loop = asyncio._get_running_loop()
+            if loop is None or not turn.host.is_of(loop) or task.stream is not None:
+                shared.recall()
+
+    def _deal(self, stay: Stay) -> bool:
+        """On an application's loop: something may have come. False: nothing has."""
+        reading = stay.reading
+        if reading.turn is not stay:
+            return False
+        dealt = False
+        try:
+            try:
+                data = reading.peek()
+                frame = unpack_frame(data)
+                taker = self.takers.get(frame[0]) if type(frame) is list and frame else None
+                dealt = taker is not None and taker(stay, frame, len(data))
+            except BlockingIOError:
+                return False
+            except NO_FRAME:
+                pass
+            if not dealt:
+                stay.connection.shy = limits.DIRECT_AGAIN
+                reading.give_back(stay)
+        except BaseException:
+            self._runtime.post(self._repair, None, reading, stay)
+            raise
+        return True
+
+    def _take_done(self, stay: Stay, frame: Any, size: int) -> bool:
+        if len(frame) != 4:
+            return False
+        _, unique, micros, value = frame
+        task = self._runtime.submitter.tasks.get(unique)
+        if (
+            task is None
+            or task.alone is not stay.connection
+            or task.stream is not None
+            or type(micros) is not int
+            or (type(value) is list and not _is_plain(value))
+            or not stay.reading.claim(stay)
+        ):
+            return False
+        try:
+            if not self._complete(task, value):
+                return False
+            stay.reading.skip(stay, size)
+            task.template.measured(micros)
+            finish_here(task.entries[0])
+            self._ended(task)
+        except BaseException:
+            self._runtime.post(self._repair, task, stay.reading, stay)
+            raise
+        self.keep_up()
+        return True
 
 
 def _is_plain(value: list[Any]) -> bool:

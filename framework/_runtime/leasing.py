@@ -64,6 +64,7 @@ class Leasing:
                 connection.buffer(task.frame)
                 touched[lease] = None
             for lease in touched:
+                lease.connection.read_by_loop()
                 lease.connection.flush()
                 if lease.connection.full and not lease.full:
                     lease.full = True

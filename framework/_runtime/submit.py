@@ -157,7 +157,7 @@ class Submitter:
         connection: Connection = lease.connection
         if template.tid in connection.state.templates and not connection.closed:
             assert task.frame is not None
-            task.alone = connection
+            self._runtime.direct.sends(task, connection)
             connection.send(task.frame)
         else:
             self._runtime.post(self._send_first, task, lease)
@@ -237,6 +237,7 @@ class Submitter:
 
         for entry in missing:
             self._objects.need(entry)
+            self._runtime.direct.leave(entry)
             register(entry, arrived)
 
     def _resolve(self, task: TaskRecord) -> None:

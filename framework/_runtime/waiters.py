@@ -168,6 +168,24 @@ class FutureWaiter:
     def __call__(self, entry: Entry) -> None:
         self._mailbox.post(_finish, self._future)
 
+    def finish_here(self, mailbox: Mailbox | None) -> bool:
+        """The same at once, if that is the calling thread's mailbox."""
+        if self._mailbox is not mailbox:
+            return False
+        _finish(self._future)
+        return True
+
+
+def finish_here(entry: Entry) -> None:
+    """An object is done: tell those at once who await it on the loop that runs in this thread."""
+    waiters = entry.waiters
+    if waiters:
+        mailbox = _mailboxes.mailbox
+        # Told first, forgotten second: whoever is interrupted in between has lost nobody.
+        for waiter in list(waiters):
+            if type(waiter) is FutureWaiter and waiter.finish_here(mailbox):
+                unregister(entry, waiter)
+
 
 def _finish(future: asyncio.Future[None]) -> None:
     if not future.done():
@@ -190,4 +208,6 @@ def mailbox_of(loop: asyncio.AbstractEventLoop) -> Mailbox:
     if mailbox is None or _mailboxes.loop is not loop:
         mailbox = Mailbox(loop)
         _mailboxes.loop, _mailboxes.mailbox = loop, mailbox
+    else:
+        mailbox.look_after()
     return mailbox

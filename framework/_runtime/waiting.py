@@ -41,6 +41,9 @@ class Waiting:
         needed -= len(entries) - len(pending)
         if needed <= 0:
             return True
+        if self._runtime.direct.hosting:
+            for entry in pending:
+                self._runtime.direct.leave(entry)
         if timeout is not None and timeout <= 0:
             self.ask_for(pending)
             return False
@@ -175,6 +178,8 @@ class Waiting:
         loop = asyncio.get_running_loop()
         if self._runtime.captures:
             self._parent_waits([entry])
+        if entry.task is not None:
+            self._runtime.direct.attend(entry, loop)
         future: asyncio.Future[None] = loop.create_future()
         waiter = FutureWaiter(mailbox_of(loop), future)
         register(entry, waiter)
@@ -208,6 +213,8 @@ class Waiting:
         pool = self._callbacks
         if entry.owner is not None:
             self._runtime.post(self._runtime.objects.need, entry)
+
+        self._runtime.direct.leave(entry)
 
         def done(_: Entry) -> None:
             with contextlib.suppress(RuntimeError):

@@ -29,7 +29,7 @@ class Mailbox:
         if not self._awake:
             try:
                 self._awake = True
-                self._loop.call_soon_threadsafe(self._drain)
+                self._loop.call_soon_threadsafe(self.drain)
             except RuntimeError:
                 pass  # the loop is closed
             except BaseException:  # Ctrl-C: nobody knows whether it came before or after
@@ -41,7 +41,14 @@ class Mailbox:
         """Any thread: whether all that was posted has been called, or is about to be."""
         return not self._items
 
-    def _drain(self) -> None:
+    def look_after(self) -> None:
+        """On the loop: if what was posted waits to be called, see to it that it will be. (Ctrl-C may have
+        struck in the loop itself, when it had taken `drain` out of its queue and not called it yet.)"""
+        if self._awake:
+            self._loop.call_soon(self.drain)
+
+    def drain(self) -> None:
+        """On the loop: call now what has been posted."""
         self._awake = False
         items = self._items
         try:
@@ -57,4 +64,4 @@ class Mailbox:
             # KeyboardInterrupt or SystemExit ends this run of the loop: the rest is for its next one.
             if items and not self._awake:
                 self._awake = True
-                self._loop.call_soon_threadsafe(self._drain)
+                self._loop.call_soon_threadsafe(self.drain)

@@ -92,7 +92,7 @@ class Plan:
             return None
         if unknown := sorted(set(self.kinds) - set(WEIGHTS)):
             raise ValueError(f"no such operations: {unknown}; there are {sorted(WEIGHTS)}")
-        return {kind: WEIGHTS[kind] for kind in self.kinds}
+        return {kind: WEIGHTS[kind] or 1.0 for kind in self.kinds}
 
     def run(self, seed: int, keep_log: bool = False) -> Outcome:
         """In this process."""

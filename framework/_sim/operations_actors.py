@@ -91,6 +91,21 @@ def _check_tally(
             op.wrong("calls doubled", f"those of caller {caller}: {numbers}")
 
 
+async def calls_singly(op: Operation) -> None:
+    """Calls one after the other, whose answers are read by who waits for them: a loop, or a thread, while
+    others come in between."""
+    subject = Subject(op, _kind(op), op.rng.choice([0, 0, 1, -1]), op.rng.choice([0, 0, 2, -1]))
+    for x in range(op.rng.randint(8, 25)):
+        what = "raise" if op.chance(0.05) else ""
+        seconds = op.seconds(0, 0.3) if op.chance(0.1) else 0.0
+        waits = [subject.call(0, x, seconds, what)]
+        if op.chance(0.1):
+            waits += [subject.call(0, x) for _ in range(op.rng.randint(1, 3))]
+            await op.see_all("calls in between", waits)
+        else:
+            await op.see("single call", *waits[0], blocking=op.chance(0.2))
+
+
 async def late_arguments(op: Operation) -> None:
     """Calls whose arguments are still to come: a sync actor keeps the order all the same."""
     subject = Subject(op, _kind(op))

@@ -48,6 +48,18 @@ async def _get_together(op: Operation, refs: list[Any], expect: Expect) -> None:
         observation.failed(error, op.world.now())
 
 
+async def singly(op: Operation) -> None:
+    """Tasks one after the other, whose results are read by who waits for them: a loop, or a thread."""
+    retries = op.retries()
+    base: Any = actions.leaf_async if op.chance(0.3) else actions.leaf
+    function = base.options(max_retries=retries)
+    for x in range(op.rng.randint(8, 25)):
+        task = op.task(retries)
+        expect = op.right(mix(task, x), op.task_risks(retries))
+        ref = function.remote(task, x, 0.0)
+        await op.see("single task", ref, expect, task=task, blocking=op.chance(0.2))
+
+
 async def slow(op: Operation) -> None:
     """Tasks that take their time, with parts of CPUs."""
     cpus = op.rng.choice([0, 0.25, 0.5, 1])

@@ -71,6 +71,9 @@ KINDS: dict[str, tuple[Body, float]] = {
     "unschedulable": (cluster.unschedulable, 0.5),
     "node": (cluster.node, 1),
     "driver": (cluster.driver, 0.5),
+    # Only where they are asked for (`--kinds`): what they are for needs `SimSocket.plain`.
+    "singly": (tasks.singly, 0),
+    "calls_singly": (actors.calls_singly, 0),
 }
 
 #: of all kinds, for `World.kinds`

@@ -134,6 +134,9 @@ class SimSocket(Descriptor):
     """`socket.socket` of the simulated system. `present` is set when a simulation begins."""
 
     present: ClassVar[Network]
+    #: Whether threads and other loops may take over what the runtime's loop reads. Mostly they do not: each
+    #: process has one reader then, and seeds stand for the same runs however that is done.
+    plain: ClassVar[bool] = False
 
     def __new__(cls, *args: Any, fileno: int | None = None, **options: Any) -> SimSocket:
         if fileno is not None:

@@ -29,6 +29,7 @@ from framework._base.ids import SEVERAL_TASKS
 from framework._base.resources import out_of_group
 from framework._base.signature import is_async_class
 from framework._net.connection import Connection, Frame
+from framework._net.host import Stay
 from framework._runtime.context import TaskContext, current_task
 from framework._serial import values
 from framework._serial.errors import error_to_wire
@@ -43,7 +44,7 @@ from framework._worker.arguments import ArgumentLost, decode_args
 from framework._worker.generators import Producer
 from framework._worker.interruption import Interrupt
 from framework._worker.templates import ExecTemplate
-from framework.exceptions import ActorDiedError, ObjectLostError, OwnerDiedError
+from framework.exceptions import ActorDiedError, ObjectLostError, OwnerDiedError, ProtocolError
 
 if TYPE_CHECKING:
     from framework._worker.executor import Executor
@@ -103,6 +104,7 @@ class ActorHost:
                 self._loop = new_loop()
                 asyncio.set_event_loop(self._loop)
                 self._mailbox = Mailbox(self._loop)
+                self._runtime.direct.takers[m.TASK] = self._take_call
                 self._loop.run_until_complete(self._construct_async(cls))
             else:
                 self._construct(cls)
@@ -190,7 +192,7 @@ class ActorHost:
             return
         self._waiting[frame[1]] = connection
         if self._mailbox is not None:
-            self._mailbox.post(self._begin, connection, frame)
+            self._mailbox.post(self._begin_posted, connection, frame)
             return
         template: ExecTemplate = frame[2]
         # (An unknown group fails where the call runs.)
@@ -364,6 +366,33 @@ class ActorHost:
 
     # ---- the loop of an async actor ------------------------------------------------------------------
 
+    def _begin_posted(self, connection: Connection, frame: Frame) -> None:
+        """A call that the runtime's loop has read. If they come one at a time, this loop reads the next."""
+        assert self._loop is not None and self._mailbox is not None
+        if self._mailbox.empty:
+            self._runtime.direct.read_here(connection, self._loop)
+        self._begin(connection, frame)
+
+    def _take_call(self, stay: Stay, frame: Frame, size: int) -> bool:
+        """A call that this loop has read itself."""
+        assert self._mailbox is not None
+        connection, direct = stay.connection, self._runtime.direct
+        try:
+            m.check(frame)
+            self._executor.check(connection, frame)
+        except ProtocolError:
+            return False  # the runtime's loop deals with that
+        if direct.behind():
+            stay.reading.give_back(stay)  # it comes first, and then to this
+            return True
+        if not stay.reading.claim(stay):
+            return False
+        stay.reading.skip(stay, size)
+        self._mailbox.drain()  # what it has read before
+        self._waiting[frame[1]] = connection
+        self._begin(connection, frame)
+        return True
+
     def _begin(self, connection: Connection, frame: Frame) -> None:
         unique = frame[1]
         executor = self._executor
@@ -435,6 +464,7 @@ class ActorHost:
             executor.contexts.pop(unique, None)
             executor.reasons.pop(unique, None)
         executor.finish(connection, template, unique, data, refs, failed)
+        self._runtime.direct.keep_up()
         if executor._leaving is not None:
             await self._leave_async(executor._leaving)
 

@@ -141,7 +141,7 @@ class Executor:
                 limiter.threadpool_limits(max(1, omp))
 
     @staticmethod
-    def _check(connection: Connection, frame: Frame) -> None:
+    def check(connection: Connection, frame: Frame) -> None:
         """A TASK has come: from now on it has its template, instead of the number of that."""
         if type(frame[1]) is not int or type(frame[2]) is not int or type(frame[3]) is not list:
             raise ProtocolError("task: fields of wrong types")
@@ -152,11 +152,11 @@ class Executor:
 
     def _runs_directly(self, connection: Connection, frame: Frame) -> bool:
         """Main thread, idle: whether it may run what it has read itself."""
-        self._check(connection, frame)
+        self.check(connection, frame)
         return not self.blocked and (self.actor is None or self.actor.mode == "sync")
 
     def _task(self, connection: Connection, frame: Frame) -> None:
-        self._check(connection, frame)
+        self.check(connection, frame)
         if self.runtime.store.node_id:
             self.runtime.store.prefetch([*frame[3], *(frame[4] or {}).values()])
         if self.actor is not None:

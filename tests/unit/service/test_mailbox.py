@@ -138,3 +138,19 @@ def test_many_threads_lose_nothing(loop: asyncio.AbstractEventLoop) -> None:
     for thread in threads:
         thread.join()
     assert counts == dict.fromkeys(range(4), 2000)
+
+
+def test_the_loop_was_interrupted_before_it_called(loop: asyncio.AbstractEventLoop) -> None:
+    """Ctrl-C in the loop itself: the handle is out of its queue, and nobody calls it."""
+    mailbox, called = Mailbox(loop), []
+    mailbox.post(called.append, 1)
+    loop._ready.clear()  # type: ignore[attr-defined]
+    mailbox.post(called.append, 2)
+    turn(loop)
+    assert called == []
+    loop.call_soon(mailbox.look_after)
+    turn(loop)
+    turn(loop)
+    assert called == [1, 2]
+    mailbox.look_after()
+    assert not loop._ready  # type: ignore[attr-defined]
