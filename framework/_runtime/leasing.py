@@ -382,7 +382,7 @@ class Leasing:
             self._forget(lease)
 
     def clear(self) -> None:
-        """There is no node any more, and no worker is to get anything: nobody would tell what became of it."""
+        """There is no node any more. No worker is to get anything: nobody would tell what became of it."""
         for key in list(self._catalogue.keys_by_id.values()):
             key.pending.clear()
         for lease in list(self._leases.values()):

@@ -150,6 +150,6 @@ REGRESSIONS: list[tuple[int, dict[str, Any], str]] = [
             "operations": 26,
             "skip": (18, 19, 20, 21, 22, 23, 24, 25),
         },
-        "a lone task went to an idle worker of a node that the driver knew to be dead, and was waited for forever",
+        "a lone task that went to an idle worker of a node known to be dead was waited for forever",
     ),
 ]
