@@ -37,6 +37,17 @@ def encode_args(
     return wire, wire_kwargs, refs or None, deps or None
 
 
+def is_light(wire: list[Any], wire_kwargs: dict[str, Any] | None) -> bool:
+    """Whether encoded arguments are so small that the loop may pack those of many tasks at a time."""
+    if len(wire) > limits.LIGHT_ARGUMENTS:
+        return False
+    for value in wire:
+        kind = type(value)
+        if kind is list or ((kind is bytes or kind is str) and len(value) > limits.LIGHT_ARGUMENT):
+            return False
+    return not wire_kwargs or is_light(list(wire_kwargs.values()), None)
+
+
 def _encode_arg(
     runtime: Runtime,
     template: Template,

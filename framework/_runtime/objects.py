@@ -246,6 +246,11 @@ class Objects:
 
     # ---- borrowing: this process is the borrower -----------------------------------------------------
 
+    @property
+    def registers(self) -> bool:
+        """Any thread: whether there are references whose owners do not know of this process yet."""
+        return bool(self._provisional or self._registering)
+
     def register_provisional(self, then: Callable[[], None]) -> bool:
         """A task ends. If it leaves references behind that it borrowed, tell their owners and call `then`
         when they know; False, and `then` is not called, when there are none (any thread may ask)."""

@@ -25,7 +25,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 from framework._base import limits
-from framework._base.ids import SEVERAL_TASKS
+from framework._base.ids import SEVERAL_TASKS, UNIQUE_MASK
 from framework._base.resources import out_of_group
 from framework._base.signature import is_async_class
 from framework._net.connection import Connection, Frame
@@ -42,6 +42,7 @@ from framework._worker.actor_hooks import Hooks
 from framework._worker.arguments import ArgumentLost, decode_args
 from framework._worker.generators import Producer
 from framework._worker.interruption import Interrupt
+from framework._worker.replies import Result
 from framework._worker.templates import ExecTemplate
 from framework.exceptions import ActorDiedError, ObjectLostError, OwnerDiedError
 
@@ -89,9 +90,8 @@ class ActorHost:
         """
         error: list[Any] | None = None
         stdio.set_name(self.log_name)
-        context = TaskContext(
-            0, b"\xff" * 8 + self.actor_id, f"{self.class_name}.__init__", actor_id=self.actor_id
-        )
+        name = f"{self.class_name}.__init__"
+        context = TaskContext(0, UNIQUE_MASK, self.actor_id, name, self.actor_id)
         context.gpus = self._executor.gpus
         context.resources = self.resources
         token = current_task.set(context)
@@ -311,18 +311,18 @@ class ActorHost:
             if template.function is None:
                 executor.load(template)
             arguments, keywords = decode_args(self._runtime, args, kwargs)
-            data, refs = self._guarded(connection, template, unique, extra, arguments, keywords)
+            reply, refs = self._guarded(connection, template, unique, extra, arguments, keywords)
             del arguments, keywords
         except BaseException as error:
             arguments = keywords = None  # type: ignore[assignment]  # noqa: F841 - drops references
-            data, refs = executor.results.encode_error(template, context, 0, error)
+            reply, refs = executor.results.encode_error(template, context, 0, error)
             failed = True
             del error
         finally:
             current_task.reset(token)
             executor.contexts.pop(unique, None)
             executor.reasons.pop(unique, None)
-        executor.finish(connection, template, unique, data, refs, failed)
+        executor.finish(connection, template, unique, reply, refs, failed)
         self._maybe_leave()
 
     def _guarded(
@@ -333,7 +333,7 @@ class ActorHost:
         extra: dict[str, Any] | None,
         args: list[Any],
         kwargs: dict[str, Any],
-    ) -> tuple[bytes, list[Any] | None]:
+    ) -> tuple[bytes | Result, list[Any] | None]:
         """Run it where it can be interrupted; afterwards no interruption is sent to this thread any more."""
         try:
             self._enter_thread(unique)
@@ -388,10 +388,10 @@ class ActorHost:
         if executor.async_tasks.pop(unique, None) is None:
             return
         # Cancelled before its first line: nobody has replied.
-        data, refs = executor.results.encode_error(template, context, 0, asyncio.CancelledError())
+        reply, refs = executor.results.encode_error(template, context, 0, asyncio.CancelledError())
         executor.contexts.pop(unique, None)
         executor.reasons.pop(unique, None)
-        executor.finish(connection, template, unique, data, refs)
+        executor.finish(connection, template, unique, reply, refs)
 
     async def _run_async(
         self, connection: Connection, frame: Frame, template: ExecTemplate, context: TaskContext
@@ -423,18 +423,18 @@ class ActorHost:
                         result = await result
                 await self.hooks.after_call_async()
             del arguments, keywords
-            data, refs = executor.results.encode(connection, template, unique, 0, result)
+            reply, refs = executor.results.encode(connection, template, unique, 0, result)
             del result
         except BaseException as error:
             arguments = keywords = result = None  # type: ignore[assignment]  # noqa: F841 - drops references
-            data, refs = executor.results.encode_error(template, context, 0, error)
+            reply, refs = executor.results.encode_error(template, context, 0, error)
             failed = True
             del error
         finally:
             executor.async_tasks.pop(unique, None)
             executor.contexts.pop(unique, None)
             executor.reasons.pop(unique, None)
-        executor.finish(connection, template, unique, data, refs, failed)
+        executor.finish(connection, template, unique, reply, refs, failed)
         if executor._leaving is not None:
             await self._leave_async(executor._leaving)
 
