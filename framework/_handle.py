@@ -11,7 +11,7 @@ from framework._base.options import MethodOptions
 from framework._methods import SPECIAL, MethodInfo, MethodTable, methods_of
 from framework._runtime.current import current
 from framework._state.tasks import Template
-from framework.object_ref import ObjectRef
+from framework.object_ref import ObjectRef, ref_in
 from framework.remote_function import number_of_returns, results_of, retry_spec, window_of
 
 if TYPE_CHECKING:
@@ -134,10 +134,11 @@ class _MethodCore:
     """What is worked out once for a method with certain options. It does not know the handle: a handle that
     could be reached from what it keeps would be collected late, and its actor end late."""
 
-    __slots__ = ("given", "info", "options", "prepared")
+    __slots__ = ("bare", "given", "info", "options", "prepared")
 
     def __init__(self, info: MethodInfo, given: dict[str, Any]) -> None:
         self.info = info
+        self.bare = info.signature is None or info.signature.bare
         self.given = given
         self.options = MethodOptions.parse({**info.options, **given})
         self.prepared: tuple[Any, Template, Any, int, int] | None = None
@@ -207,7 +208,7 @@ class ActorMethod:
         if prepared is None or prepared[0] is not runtime:
             prepared = core.prepare(runtime, handle, self._name)
         _, template, client, retries, window = prepared
-        if core.info.signature is not None:
+        if core.info.signature is not None and (args or kwargs or not core.bare):
             core.info.signature.check(f"{handle._class_name}.{self._name}", args, kwargs)
         limit = handle._max_pending_calls
         if limit > 0:
@@ -216,16 +217,16 @@ class ActorMethod:
             template,
             args,
             kwargs,
-            scope=handle._actor_id,
-            retries=retries,
-            timeout=core.options.timeout,
-            window=window,
-            actor=client,
-            keep=handle._ref,
+            handle._actor_id,
+            retries,
+            core.options.timeout,
+            window,
+            client,
+            handle._ref,
         )
         if limit > 0:
             client.open.add(task.unique)
-        return results_of(runtime, task)
+        return ref_in(task.entries[0], runtime) if template.returns == 1 else results_of(runtime, task)
 
     def __repr__(self) -> str:
         return f"<method {self._name} of {self._handle!r}>"

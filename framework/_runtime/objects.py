@@ -167,6 +167,9 @@ class Objects:
         if not waiters:
             return
         entry.waiters = None
+        if isinstance(waiters, tuple):
+            waiters[0](entry)  # a thread that waits for many: it completes nothing itself
+            return
         queue = self._to_notify
         queue.append((entry, waiters))
         if self._notifying:
@@ -203,16 +206,15 @@ class Objects:
         if drops and self._unregistered:
             self._register_new()
         while drops:
-            batch: list[Entry] = []
             with self._count_lock:
-                while drops and len(batch) < 10_000:
-                    batch.append(drops.popleft())
-                gone = self.table.dropped(batch)
-                free = [entry for entry in gone if self.table.free(entry)]
+                free = self.table.collect(drops, 10_000)
             borrowed = []
+            entry_freed = self._runtime.entry_freed
             for entry in free:
                 if entry.owner is None:
-                    self._freed(entry)
+                    entry_freed(entry)
+                    if entry.state == READY:
+                        entry.value = None
                     continue
                 self._runtime.streams.freed(entry.id)
                 self._provisional.pop(entry, None)

@@ -176,7 +176,11 @@ class Outcomes:
             return
         entry.value = value
         entry.state = READY
-        if entry.waiters:
+        waiters = entry.waiters
+        if type(waiters) is tuple:
+            entry.waiters = None
+            waiters[0](entry)
+        elif waiters:
             self._objects.notify(entry)
 
     def _done_many(self, connection: Connection, frame: Frame) -> None:

@@ -432,12 +432,15 @@ class Runtime:
 
     def entry_freed(self, entry: Entry) -> None:
         """On the loop: nobody holds this object any more."""
-        task = entry.task
         if entry.state == FAILED and not entry.seen:
             self._unhandled(entry)
-        self.discard(entry.value)
-        self.streams.freed(entry.id)
-        if task is not None or entry.owner is None:
+        if type(entry.value) is list:
+            self.discard(entry.value)
+        for table in self.streams.tables:
+            if table:
+                self.streams.freed(entry.id)
+                break
+        if entry.id in self.actors.creations:
             self.actors.freed(entry.id)
 
     def discard(self, wire: Any) -> None:
@@ -486,6 +489,11 @@ class Runtime:
                 for other in entries:
                     other.seen = True  # somebody has asked for it, and hears of one failure
                 raise self.objects.error(entry)
+        if not private and list not in set(map(type, (wires := [entry.value for entry in entries]))):
+            for entry in entries:
+                entry.seen = True
+            atoms, decode = values.ATOM_TYPES, values.decode
+            return [wire if type(wire) in atoms else decode(wire) for wire in wires]
         found: list[Any] = [None] * len(entries)
         for position in self.store.in_batches([entry.value for entry in entries]):
             found[position] = self.value(entries[position], private)

@@ -48,6 +48,7 @@ class Submitter(Outcomes):
     def __init__(self, runtime: Runtime) -> None:
         super().__init__(runtime)
         self._thread = _PerThread()
+        self._entries = runtime.objects.table.entries
         self._submitted: deque[TaskRecord] = deque()
         self._awake = False
         #: the loop is taking in what was submitted: calls that are in neither queue now are not lost
@@ -94,7 +95,8 @@ class Submitter(Outcomes):
         task_id = unique.to_bytes(8, "little") + scope
         returns = template.returns
         if returns == 1:
-            entry = self._objects.new(task_id + RETURN_1)
+            object_id = task_id + RETURN_1
+            entry = self._entries[object_id] = Entry(object_id)
             entry.task = task
             entry.site = site
             task.entries.append(entry)
