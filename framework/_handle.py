@@ -226,7 +226,7 @@ class ActorMethod:
         )
         if limit > 0:
             client.open.add(task.unique)
-        return ref_in(task.entries[0], runtime) if template.returns == 1 else results_of(runtime, task)
+        return ref_in(task.entry, runtime) if template.returns == 1 else results_of(runtime, task)
 
     def __repr__(self) -> str:
         return f"<method {self._name} of {self._handle!r}>"

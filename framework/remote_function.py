@@ -127,7 +127,7 @@ class RemoteFunction(Generic[P, Out]):
         task = runtime.submitter.submit(template, args, kwargs, scope, retries, self._options.timeout, window)
         if template.returns == 1:
             ref = _new(ObjectRef)
-            ref._entry = task.entries[0]
+            ref._entry = task.entry
             ref._runtime = runtime
             return ref
         return results_of(runtime, task)

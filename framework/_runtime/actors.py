@@ -38,9 +38,7 @@ class Actors:
         self.runtime = runtime
         self.dirty: dict[ActorClient, None] = {}  #: where something may have changed
         self._clients: dict[bytes, ActorClient] = {}
-        self.creations: dict[
-            bytes, ActorClient
-        ] = {}  #: made here, by what counts handles
+        self.creations: dict[bytes, ActorClient] = {}  #: made here, by what counts handles
         self._draining: dict[ActorClient, None] = {}
         self._ended: dict[bytes, tuple[Any, ...]] = {}  #: that this process wanted to end, oldest first
         self.head_handlers = {m.ACTOR_STATE: self._state, m.ACTOR_WARNING: self._warning}

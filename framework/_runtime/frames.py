@@ -32,7 +32,7 @@ def buffer_tasks(
 ) -> None:
     """Loop: have these sent, in this order. Those that are not packed yet go in frames of many."""
     known = connection.state.templates
-    pack, task_op = connection.pack, m.TASK
+    task_op = m.TASK
     together: list[tuple[Any, ...]] = []
     for task in tasks:
         template = task.template
@@ -44,8 +44,8 @@ def buffer_tasks(
         if frame is None:
             together.append((task_op, task.unique, tid, task.args, task.kwargs, task.extra))
             if len(together) == limits.TASKS_IN_FRAME:
-                connection.buffer(pack((m.TASKS, together)))
-                together.clear()
+                _buffer(connection, together)
+                connection.flush()  # its process may begin
         else:
             _buffer(connection, together)
             connection.buffer(frame)

@@ -63,6 +63,8 @@ class Objects:
         self._provisional: dict[Entry, None] = {}
         self._registrations = 0  #: begun so far
         self._registering: dict[int, None] = {}  #: numbers of those without an answer, the oldest first
+        #: while one of these has something in it, `register_provisional` is to be asked before a reply leaves
+        self.unregistered: tuple[dict[Any, None], ...] = (self._provisional, self._registering)
         self._after_registering: deque[tuple[int, Callable[[], object]]] = deque()
         self._unregistered: deque[Entry] = (
             deque()
@@ -208,13 +210,10 @@ class Objects:
         while drops:
             with self._count_lock:
                 free = self.table.collect(drops, 10_000)
+            self._runtime.entries_freed([entry for entry in free if entry.owner is None])
             borrowed = []
-            entry_freed = self._runtime.entry_freed
             for entry in free:
                 if entry.owner is None:
-                    entry_freed(entry)
-                    if entry.state == READY:
-                        entry.value = None
                     continue
                 self._runtime.streams.freed(entry.id)
                 self._provisional.pop(entry, None)
@@ -228,8 +227,7 @@ class Objects:
 
     def _freed(self, entry: Entry) -> None:
         """Nobody holds this object of ours any more."""
-        self._runtime.entry_freed(entry)
-        entry.value = None if entry.state == READY else entry.value
+        self._runtime.entries_freed([entry])
 
     def _send_unborrows(self, gone: list[Entry]) -> None:
         by_owner: dict[str, list[bytes]] = {}
@@ -247,11 +245,6 @@ class Objects:
                 connection.cast(m.UNBORROW, ids)
 
     # ---- borrowing: this process is the borrower -----------------------------------------------------
-
-    @property
-    def registers(self) -> bool:
-        """Any thread: whether there are references whose owners do not know of this process yet."""
-        return bool(self._provisional or self._registering)
 
     def register_provisional(self, then: Callable[[], None]) -> bool:
         """A task ends. If it leaves references behind that it borrowed, tell their owners and call `then`

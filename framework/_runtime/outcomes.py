@@ -12,6 +12,7 @@ from framework._base import limits
 from framework._net.connection import Connection, Frame
 from framework._runtime.task_errors import timeout_error
 from framework._serial import values
+from framework._state.leases import Lease
 from framework._state.objects import FAILED, READY, Entry
 from framework._state.tasks import FINISHED, SENT, WAITING, TaskRecord
 from framework._wire import messages as m
@@ -127,61 +128,54 @@ class Outcomes:
 
     def _dones(self, connection: Connection, frame: Frame) -> None:
         """Many results."""
-        now = self._loop.time()
+        now, tasks, dirty = self._loop.time(), self.tasks, self._runtime.leasing.dirty
+        touched: Lease | None = None
         each = iter(frame[1])
         for unique, micros, value in zip(each, each, each, strict=True):
             try:
-                task = self.tasks.get(unique)
-                if (
-                    task is None
-                    or task.rare is not None
-                    or task.stream is not None
-                    or type(value) is list
-                    or len(task.entries) != 1
-                ):
+                task = tasks.get(unique)
+                if task is None or task.rare is not None or type(value) is list or task.stream is not None:
                     self._done(connection, [m.DONE, unique, micros, value])
-                else:
-                    self._plainly_done(task, micros, value, now)
+                    continue
+                entry = task.entry
+                if entry is None or entry.state:
+                    self._done(connection, [m.DONE, unique, micros, value])
+                    continue
+                # What `_done` does, where there is nothing special about the task and its value.
+                task.template.measured(micros)
+                lease = task.lease
+                if lease is not None:
+                    if lease is not touched:
+                        touched = lease
+                        lease.progress = now
+                        lease.blocked = lease.reclaiming = False
+                        dirty[lease.key] = None
+                    task.lease = None
+                    inflight = lease.inflight
+                    if inflight.pop(unique, None) is not None:
+                        lease.load -= task.cost
+                        if not inflight:
+                            lease.key.emptied(lease, now)
+                            if lease.retiring:
+                                self._runtime.leasing.end_retired(lease)
+                elif (actor := task.actor) is not None:
+                    if actor.parked or actor.suspects.alone or actor.inflight.pop(unique, None) is None:
+                        actor.finished(task)
+                    elif actor.queue:
+                        self._runtime.actors.dirty[actor] = None
+                task.state = FINISHED
+                del tasks[unique]
+                task.refs = task.frame = None
+                entry.task = None
+                entry.value = value
+                entry.state = READY
+                waiters = entry.waiters
+                if waiters is not None:
+                    self._objects.notify(entry)
             except Exception:
                 if type(unique) is not int or type(micros) is not int:
                     raise  # it is to be blamed for that
                 log.exception("%s: a result could not be taken in", connection.name)
-
-    def _plainly_done(self, task: TaskRecord, micros: int, value: Any, now: float) -> None:
-        """What `_done` does, where there is nothing special about the task and its value."""
-        task.template.measured(micros)
-        unique, lease = task.unique, task.lease
-        if lease is not None:
-            inflight = lease.inflight
-            if len(inflight) > 1 and unique in inflight:
-                del inflight[unique]
-                lease.load -= task.cost
-                lease.progress = now
-                lease.blocked = lease.reclaiming = False
-                task.lease = None
-            else:
-                lease.key.finished(task, now)
-                if lease.retiring and not inflight:
-                    self._runtime.leasing.end_retired(lease)
-            self._runtime.leasing.dirty[lease.key] = None
-        elif task.actor is not None:
-            task.actor.finished(task)
-        task.state = FINISHED
-        self.tasks.pop(unique, None)
-        task.refs = task.frame = None
-        entry = task.entries[0]
-        entry.task = None
-        if entry.state:
-            self._objects.complete(entry, value)
-            return
-        entry.value = value
-        entry.state = READY
-        waiters = entry.waiters
-        if type(waiters) is tuple:
-            entry.waiters = None
-            waiters[0](entry)
-        elif waiters:
-            self._objects.notify(entry)
 
     def _done_many(self, connection: Connection, frame: Frame) -> None:
         _, unique, micros, results = frame

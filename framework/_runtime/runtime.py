@@ -430,18 +430,21 @@ class Runtime:
         entry.state = READY
         return self.ref_of(entry)
 
-    def entry_freed(self, entry: Entry) -> None:
-        """On the loop: nobody holds this object any more."""
-        if entry.state == FAILED and not entry.seen:
-            self._unhandled(entry)
-        if type(entry.value) is list:
-            self.discard(entry.value)
-        for table in self.streams.tables:
-            if table:
+    def entries_freed(self, entries: list[Entry]) -> None:
+        """On the loop: nobody holds these objects of ours any more."""
+        streams = [table for table in self.streams.tables if table]
+        creations = self.actors.creations
+        for entry in entries:
+            if entry.state == FAILED and not entry.seen:
+                self._unhandled(entry)
+            if type(entry.value) is list:
+                self.discard(entry.value)
+            if streams:
                 self.streams.freed(entry.id)
-                break
-        if entry.id in self.actors.creations:
-            self.actors.freed(entry.id)
+            if entry.id in creations:
+                self.actors.freed(entry.id)
+            if entry.state == READY:
+                entry.value = None
 
     def discard(self, wire: Any) -> None:
         """On the loop: a value of this process is not needed any more."""

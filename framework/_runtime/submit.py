@@ -99,7 +99,7 @@ class Submitter(Outcomes):
             entry = self._entries[object_id] = Entry(object_id)
             entry.task = task
             entry.site = site
-            task.entries.append(entry)
+            task.entry = entry
         else:
             self._several(task, task_id, returns, window, site)
         if not light and deps is None:
@@ -123,11 +123,13 @@ class Submitter(Outcomes):
             task.stream = StreamState(window if returns == STREAMING else -1)
             task.extra = {**(task.extra or {}), "window": task.stream.window}
             returns = 1
+        entries = []
         for index in range(1, returns + 1):
             entry = self._objects.new(object_id_bytes(task_id, index))
             entry.task = task
             entry.site = site
-            task.entries.append(entry)
+            entries.append(entry)
+        task.entries = entries
 
     @property
     def waiting(self) -> bool:
@@ -191,20 +193,28 @@ class Submitter(Outcomes):
     def _drain(self) -> None:
         self._awake = False
         submitted, take = self._submitted, self._submitted.popleft
-        dirty = self._runtime.leasing.dirty
+        dirty, dirty_actors = self._runtime.leasing.dirty, self._runtime.actors.dirty
         self.busy = True
         while submitted:
             task = take()
-            if task.rare is not None or task.deps is not None or task.actor is not None:
+            if task.rare is not None or task.deps is not None or self._runtime.dead is not None:
                 self._admit(task)
                 continue
-            key: KeyState = task.template.key
-            if key.infeasible is not None or self._runtime.dead is not None:
-                self._admit(task)
+            # What `_admit` does, where there is nothing special about the task.
+            actor = task.actor
+            if actor is None:
+                key: KeyState = task.template.key
+                if key.infeasible is None:
+                    task.state = QUEUED
+                    key.pending.append(task)
+                    dirty[key] = None
+                    continue
+            elif not actor.ended:
+                task.state = QUEUED
+                actor.queue.append(task)
+                dirty_actors[actor] = None
                 continue
-            task.state = QUEUED
-            key.pending.append(task)
-            dirty[key] = None
+            self._admit(task)
         self._runtime.flush()
         self.busy = False
 

@@ -203,27 +203,29 @@ class KeyState:
     def _fill(self, lease: Lease, share: int, sends: list[tuple[Lease, TaskRecord]]) -> bool:
         """Give `lease` up to `share` tasks; False when it has no room for another."""
         pending, inflight = self.pending, lease.inflight
+        budget, most, least = limits.LEASE_BUDGET_US, limits.LEASE_MAX_DEPTH, limits.LEASE_MIN_COST_US
+        load = lease.load
         while pending and share:
             task = pending[0]
             if task.state != QUEUED:  # cancelled while it waited
                 pending.popleft()
                 continue
-            mean = task.template.mean_us
-            if mean is None or self.spread:
-                cost: float = limits.LEASE_BUDGET_US
-            else:
-                cost = mean if mean > limits.LEASE_MIN_COST_US else limits.LEASE_MIN_COST_US
-            if inflight and (
-                lease.load + cost > limits.LEASE_BUDGET_US or len(inflight) >= limits.LEASE_MAX_DEPTH
-            ):
+            cost: float | None = task.template.mean_us
+            if cost is None or self.spread:
+                cost = budget
+            elif cost < least:
+                cost = least
+            if inflight and (load + cost > budget or len(inflight) >= most):
                 return False
             pending.popleft()
             task.state = SENT
             task.lease = lease
             task.cost = cost
-            lease.load += cost
-            lease.idle_since = None
+            load += cost
+            if not inflight:
+                lease.idle_since = None
             inflight[task.unique] = task
+            lease.load = load
             sends.append((lease, task))
             share -= 1
         return True
@@ -239,11 +241,15 @@ class KeyState:
             lease.blocked = False
             lease.reclaiming = False
             if not lease.inflight:
-                lease.load = 0.0
-                lease.idle_since = now
-                if not self.pending:
-                    self.release(lease)
+                self.emptied(lease, now)
         task.lease = None
+
+    def emptied(self, lease: Lease, now: float) -> None:
+        """The last task that was on a lease is not there any more."""
+        lease.load = 0.0
+        lease.idle_since = now
+        if not self.pending:
+            self.release(lease)
 
     def handed_back(self, lease: Lease, uniques: Iterable[int], now: float) -> list[TaskRecord]:
         """The worker gives back tasks that it has not started: to the front of the queue, in their old

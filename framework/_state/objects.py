@@ -110,13 +110,20 @@ class ObjectTable:
     def collect(self, drops: deque[Entry], most: int) -> list[Entry]:
         """Up to so many references were dropped: the entries that are gone for it, as by `dropped` and
         `free`."""
-        gone = []
+        free = []
+        entries = self.entries
         for _ in range(min(most, len(drops))):
             entry = drops.popleft()
             local = entry.local = entry.local - 1
-            if not local:
-                gone.append(entry)
-        return [entry for entry in gone if self.free(entry)]
+            if not local and not entry.borrowers:
+                entry.freed = True
+                object_id = entry.id
+                if entries.get(object_id) is entry:
+                    del entries[object_id]
+                if entry.contained is not None:
+                    entry.contained = None
+                free.append(entry)
+        return free
 
     def borrow(self, object_id: bytes, borrower: Hashable) -> bool:
         """Another process keeps a reference. False when the object is not known here (any more)."""

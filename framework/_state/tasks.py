@@ -169,7 +169,7 @@ class TaskRecord:
         "args",
         "cost",
         "deps",
-        "entries",
+        "entry",
         "extra",
         "frame",
         "kwargs",
@@ -177,6 +177,7 @@ class TaskRecord:
         "rare",
         "refs",
         "retries",
+        "several",
         "state",
         "stream",
         "strikes",
@@ -197,7 +198,8 @@ class TaskRecord:
         self.deps: list[tuple[Any, Any]] | None = (
             None  #: (position or keyword, entry) of arguments still to come
         )
-        self.entries: list[Any] = []  #: of its returns
+        self.entry: Any = None  #: of its return, if it has one; None: see `several`
+        self.several: list[Any] | None = None
         self.alone: Any = None  #: the connection on which it was sent with no other task under way
         self.actor: Any = None  #: the client of the actor whose method it calls
         self.stream: Any = None
@@ -208,6 +210,17 @@ class TaskRecord:
         self.state = WAITING
         self.extra: dict[str, Any] | None = None
         self.rare: Rare | None = None  #: None: there is nothing about it that most tasks do not have
+
+    @property
+    def entries(self) -> list[Any]:
+        """Those of its returns. (Not to be changed, but to be replaced.)"""
+        if self.entry is not None:
+            return [self.entry]
+        return self.several or []
+
+    @entries.setter
+    def entries(self, entries: list[Any]) -> None:
+        self.entry, self.several = None, entries
 
     stored_deps: _Rare[list[Any] | None] = _rare("stored_deps")  #: entries of arguments that lie in the store
     key: _Rare[Any] = _rare("key")  #: its scheduling key, where that is not the template's

@@ -82,7 +82,9 @@ class Executor:
         self.job_over = False
         self._task_loop: asyncio.AbstractEventLoop | None = None
         self.gpus: list[int] = []
+        self._unregistered = runtime.objects.unregistered
         self._mark = RunMark(run_file)
+        self._output = stdio.current_name()
         self.results = Results(self)
         self.actor: Any = None  #: an ActorHost once this worker has become an actor
         runtime.on_blocked = self.enter_blocked
@@ -415,12 +417,26 @@ class Executor:
         template: ExecTemplate
         _, unique, template, args, kwargs, extra = frame
         self._mark.cell[0] = unique
-        context = self.contexts[unique] = self.context_of(template, unique, extra)
+        actor = self.actor
+        if extra is None and actor is None:
+            context = TaskContext(
+                unique,
+                unique,
+                template.scope,
+                template.name,
+                None,
+                template.resources,
+                self.gpus,
+                template.strategy,
+            )
+            self._output.name = template.name
+        else:
+            context = self.context_of(template, unique, extra)
+            self._output.name = template.name if actor is None else actor.log_name
+        self.contexts[unique] = context
         if self._early:
             self._cancel_early(unique)
         token = current_task.set(context)
-        actor = self.actor
-        stdio.set_name(template.name if actor is None else actor.log_name)
         started = time.monotonic_ns()
         failed = False
         try:
@@ -466,7 +482,10 @@ class Executor:
                 self.interrupt = None
         if template.max_calls:
             self._count_call(connection, template)
-        self.finish(connection, template, unique, reply, refs, failed, ended)
+        if refs or isinstance(reply, bytes) or self._is_delicate(template):
+            self.finish(connection, template, unique, reply, refs, failed)
+        else:
+            self.replies.add(connection, reply, self.thread.pack, ended)
 
     def _count_call(self, connection: Connection, template: ExecTemplate) -> None:
         template.calls += 1
@@ -497,7 +516,6 @@ class Executor:
         reply: bytes | Result,
         refs: list[Any] | None,
         failed: bool = False,
-        now: int | None = None,
     ) -> None:
         """Send the reply; before that, if references stay behind, their owners learn of it."""
         objects = self.runtime.objects
@@ -508,17 +526,28 @@ class Executor:
                 # do): without this the references in it would stay until this process makes garbage again.
                 gc.collect(1)
         pack = self.thread.pack
-        at_once = template.careful or self._leaving is not None or self._retirement is not None
         if isinstance(reply, bytes):
             data = reply
-        elif at_once or objects.registers:
+        elif self._is_delicate(template):
             data = pack((m.DONE, *reply))
         else:
-            self.replies.add(connection, reply, pack, now or time.monotonic_ns())
+            self.replies.add(connection, reply, pack, time.monotonic_ns())
             return
+        at_once = template.careful or self._leaving is not None or self._retirement is not None
         if self._leaving is None and objects.register_provisional(lambda: connection.send(data)):
             return
         self.replies.send(connection, data, pack, at_once)
+
+    def _is_delicate(self, template: ExecTemplate) -> bool:
+        """Whether a reply must not wait for company: it, or something before it, has to be out."""
+        provisional, registering = self._unregistered
+        return bool(
+            template.careful
+            or self._leaving is not None
+            or self._retirement is not None
+            or provisional
+            or registering
+        )
 
     def load(self, template: ExecTemplate) -> None:
         """The function behind a template."""

@@ -13,6 +13,7 @@ from framework._wire import messages as m
 
 #: the number of a task, its run time, its value: what is small enough to wait for company before it is packed
 Result = tuple[int, int, Any]
+_FLUSH_AFTER = limits.FLUSH_AFTER_NS
 
 
 class Replies:
@@ -30,7 +31,7 @@ class Replies:
     def add(self, connection: Connection, result: Result, pack: Callable[[Any], bytes], now: int) -> None:
         """An executing thread: the result of a task that was done at `now` (`time.monotonic_ns`)."""
         connection.state.results.append(result)
-        if not self._more or now - self._last > limits.FLUSH_AFTER_NS:
+        if not self._more or now - self._last > _FLUSH_AFTER:
             self._buffer(connection, pack)
             connection.flush()
             self._last = now
@@ -46,7 +47,7 @@ class Replies:
         if at_once:
             write_out(connection)
             self._last = time.monotonic_ns()
-        elif not self._more or time.monotonic_ns() - self._last > limits.FLUSH_AFTER_NS:
+        elif not self._more or time.monotonic_ns() - self._last > _FLUSH_AFTER:
             connection.flush()
             self._last = time.monotonic_ns()
         else:
