@@ -19,8 +19,6 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-_NO_CORES: dict[str, Any] = {}  #: of a handle that is not complete yet
-
 
 class ActorHandle(Generic[T]):
     """A living actor, to call: ``handle.method.remote(...)``. Can be passed to tasks and other actors.
@@ -55,9 +53,12 @@ class ActorHandle(Generic[T]):
         self._client: tuple[Any, Any] | None = None
 
     def __getattr__(self, name: str) -> ActorMethod:
-        core = self.__dict__.get("_cores", _NO_CORES).get(name)
-        if core is not None:
-            return ActorMethod(self, name, core)
+        try:
+            return ActorMethod(self, name, self.__dict__["_cores"][name])
+        except KeyError:  # its first use, or the handle is not complete yet
+            return self._first_use(name)
+
+    def _first_use(self, name: str) -> ActorMethod:
         if name.startswith("_framework_") or (
             name.startswith("__") and name.endswith("__") and name not in SPECIAL
         ):

@@ -12,14 +12,14 @@ from __future__ import annotations
 import sys
 import threading
 from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from framework._base import limits
 from framework._base.ids import UNIQUE_MASK, object_id_bytes
 from framework._net.connection import Connection
 from framework._runtime.context import TaskContext, current_task
-from framework._runtime.encoding import encode_args, is_light
+from framework._runtime.encoding import encode_args, is_light, is_plain
 from framework._runtime.frames import NO_ARGUMENTS, frame_of
 from framework._runtime.outcomes import Outcomes
 from framework._runtime.task_errors import unschedulable
@@ -59,7 +59,7 @@ class Submitter(Outcomes):
     def submit(
         self,
         template: Template,
-        args: Iterable[Any],
+        args: Sequence[Any],
         kwargs: Mapping[str, Any] | None,
         scope: bytes,
         retries: int,
@@ -70,19 +70,16 @@ class Submitter(Outcomes):
     ) -> TaskRecord:
         """Any thread: make the task and its entries, and hand it to the loop."""
         runtime = self._runtime
-        refs = deps = None
-        if args or kwargs:
-            wire, wire_kwargs, refs, deps = encode_args(runtime, template, args, kwargs)
+        wire, wire_kwargs, refs, deps, light = NO_ARGUMENTS, None, keep, None, True
+        if kwargs or len(args) > limits.LIGHT_ARGUMENTS or not is_plain(args):
+            wire, wire_kwargs, nested, deps = encode_args(runtime, template, args, kwargs)
             light = is_light(wire, wire_kwargs)
-        else:
-            wire, wire_kwargs, light = NO_ARGUMENTS, None, True
+            if nested is not None:
+                refs = (nested, keep)
+        elif args:
+            wire = list(args)
         unique = next(runtime.uniques) & UNIQUE_MASK
         task = TaskRecord(unique, template, wire, wire_kwargs)
-        if keep is not None:
-            if refs is None:
-                refs = [keep]
-            else:
-                refs.append(keep)
         task.refs = refs
         task.deps = deps
         task.retries = retries

@@ -194,7 +194,7 @@ class TaskRecord:
         self.kwargs = kwargs
         #: packed and ready to send, if it is; else `args` and `kwargs` are still here
         self.frame: bytes | None = None
-        self.refs: list[Any] | None = None  #: references kept alive until the task is done
+        self.refs: Any = None  #: what is kept until the task is done: references in its arguments
         self.deps: list[tuple[Any, Any]] | None = (
             None  #: (position or keyword, entry) of arguments still to come
         )
