@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import sys
 import threading
+import time
 from collections import deque
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -112,7 +113,17 @@ class Submitter(Outcomes):
             except BaseException:  # Ctrl-C: nobody knows whether it came before or after
                 self._awake = False
                 raise
+        elif len(self._submitted) % limits.GIVE_WAY_AFTER == limits.GIVE_WAY_AFTER - 1:
+            self._give_way(task)
         return task
+
+    def _give_way(self, task: TaskRecord) -> None:
+        """Any thread, in a burst: the loop was woken a while ago, and has not had the interpreter since. If a
+        worker may be idle for it, it is left to the loop for a moment (or for as long as the loop has work):
+        then that one runs the first tasks while the others are submitted."""
+        waiting = task.template.key.pending if task.actor is None else task.actor.queue
+        if not waiting:
+            time.sleep(limits.GIVE_WAY)
 
     def _several(self, task: TaskRecord, task_id: bytes, returns: int, window: int, site: Any) -> None:
         """Any thread: the entries of a task that has not just one result."""

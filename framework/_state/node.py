@@ -168,10 +168,13 @@ class NodeState(Pool):
         waiting = self.waiting = self._serve(active, commands, now) if active else []
         self.unmet = bool(waiting or self._actors)
         if self.unmet:
-            owners = dict.fromkeys(
-                a.owner for a in self.leases.values() if a.actor is None and a.worker is not None
-            )
-            owners.update((away.owner, None) for away in self.away.by_id.values())
+            held = [
+                (a.owner, a.key) for a in self.leases.values() if a.actor is None and a.worker is not None
+            ]
+            held += [(away.owner, away.key) for away in self.away.by_id.values()]
+            names = {name for name, _ in waiting}
+            # Nobody is helped if who waits for more of the same gives back what it has of that.
+            owners = dict.fromkeys(holder[0] for holder in held if self._actors or names != {holder})
             commands.extend(("pressure", owner) for owner in owners)
             if now >= self._next_recall:
                 self._next_recall = now + limits.RECALL_EVERY
