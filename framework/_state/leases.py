@@ -248,8 +248,7 @@ class KeyState:
         """The last task that was on a lease is not there any more."""
         lease.load = 0.0
         lease.idle_since = now
-        if not self.pending:
-            self.release(lease)
+        self.release(lease)  # also where tasks wait: `dispatch` takes it from there
 
     def handed_back(self, lease: Lease, uniques: Iterable[int], now: float) -> list[TaskRecord]:
         """The worker gives back tasks that it has not started: to the front of the queue, in their old
