@@ -166,6 +166,7 @@ EARLY_FORKS: Final = 2  #: workers that do not wait for their zygote to load num
 EARLY_WAIT: Final = 0.5  #: after which an idle zygote loads it anyway
 MAX_ZYGOTE_BUFFER: Final = 1024 * 1024  #: of messages between a node and a zygote
 FLUSH_AFTER_NS: Final = 500_000  #: nanoseconds that a reply waits for company
+FLUSH_ELSEWHERE: Final = 0.002  #: the same, for one of an async actor whose loop is held up
 INTERRUPT_AGAIN: Final = 0.01  #: between attempts to interrupt a task that is in our own code for the moment
 EARLY_CANCELS: Final = (
     1_000  #: cancels remembered of tasks that have just been taken from the queue, or are just done

@@ -81,6 +81,7 @@ class ActorHost:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._mailbox: Mailbox | None = None
         self._tasks: set[asyncio.Task[Any]] = set()
+        self._flush_soon = self._flush_watched = False
 
     # ---- birth (main thread) -------------------------------------------------------------------------
 
@@ -103,6 +104,7 @@ class ActorHost:
                 self._loop = new_loop()
                 asyncio.set_event_loop(self._loop)
                 self._mailbox = Mailbox(self._loop)
+                self._executor.replies.beside(self._executor.contexts, self._flush_later)
                 self._loop.run_until_complete(self._construct_async(cls))
             else:
                 self._construct(cls)
@@ -393,6 +395,25 @@ class ActorHost:
         executor.reasons.pop(unique, None)
         executor.finish(connection, template, unique, reply, refs)
 
+    def _flush_later(self) -> None:
+        """A reply waits for company: it leaves when the loop has gone once round; or from elsewhere, if user
+        code holds up the loop."""
+        if not self._flush_soon:
+            self._flush_soon = True
+            assert self._loop is not None
+            self._loop.call_soon(self._flush)
+        if not self._flush_watched:
+            self._flush_watched = True
+            self._runtime.post(self._runtime.loop.call_later, limits.FLUSH_ELSEWHERE, self._flush_elsewhere)
+
+    def _flush(self) -> None:
+        self._flush_soon = False
+        self._executor.flush_replies()
+
+    def _flush_elsewhere(self) -> None:
+        self._flush_watched = False
+        self._executor.flush_replies()
+
     async def _run_async(
         self, connection: Connection, frame: Frame, template: ExecTemplate, context: TaskContext
     ) -> None:
@@ -405,7 +426,9 @@ class ActorHost:
             async with self._limits[template.group]:
                 if template.function is None:
                     executor.load(template)
-                fetched = await self._fetch(args, kwargs)
+                fetched = None
+                if kwargs or list in map(type, args):
+                    fetched = await self._fetch(args, kwargs)
                 arguments, keywords = decode_args(self._runtime, args, kwargs)
                 del fetched
                 frame = args = kwargs = None  # type: ignore[assignment]

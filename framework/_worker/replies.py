@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 from framework._base import limits
@@ -19,12 +18,14 @@ _FLUSH_AFTER = limits.FLUSH_AFTER_NS
 class Replies:
     """What waits to be sent. Any thread may do so at any time; `more` is what is still to be run, and while
     there is something, results wait for company (for `limits.FLUSH_AFTER_NS` at most, unless the next task
-    takes longer)."""
+    takes longer). Where calls run beside each other on a loop, `more` are those under way, and `later` is
+    called to have what waits flushed when the loop has done what it has to do now."""
 
-    __slots__ = ("_last", "_more", "_unflushed")
+    __slots__ = ("_last", "_more", "_unflushed", "later")
 
-    def __init__(self, more: deque[Any]) -> None:
+    def __init__(self, more: Collection[Any]) -> None:
         self._more = more
+        self.later: Callable[[], object] | None = None
         self._last = 0
         self._unflushed: dict[Connection, None] = {}
 
@@ -37,6 +38,12 @@ class Replies:
             self._last = now
         else:
             self._unflushed[connection] = None
+            if self.later is not None:
+                self.later()
+
+    def beside(self, under_way: Collection[Any], later: Callable[[], object]) -> None:
+        """From now on calls run beside each other."""
+        self._more, self.later = under_way, later
 
     def send(
         self, connection: Connection, data: bytes, pack: Callable[[Any], bytes], at_once: bool = False
@@ -47,7 +54,7 @@ class Replies:
         if at_once:
             write_out(connection)
             self._last = time.monotonic_ns()
-        elif not self._more or time.monotonic_ns() - self._last > _FLUSH_AFTER:
+        elif not self._more or self.later or time.monotonic_ns() - self._last > _FLUSH_AFTER:
             connection.flush()
             self._last = time.monotonic_ns()
         else:
