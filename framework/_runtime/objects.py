@@ -546,11 +546,7 @@ class Objects:
         """Whether nobody is about to take over references that this process has sent, nor anything waits for
         this process to be known to owners."""
         return not (
-            self._held
-            or self._kept
-            or self._provisional
-            or self._registering
-            or self._after_registering
+            self._held or self._kept or self._provisional or self._registering or self._after_registering
         )
 
     def _release_held(self, connection: Connection, frame: Frame) -> None:
