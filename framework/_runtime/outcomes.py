@@ -411,6 +411,6 @@ class Outcomes:
 
     def node_lost(self, error: LocalNodeDiedError) -> None:
         """Nothing more can run."""
+        self._runtime.leasing.clear()
         for task in list(self.tasks.values()):
             self._finish(task, error)
-        self._runtime.leasing.clear()

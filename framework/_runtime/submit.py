@@ -176,8 +176,11 @@ class Submitter(Outcomes):
         lease.inflight.pop(task.unique, None)
         if task.lease is lease and task.state == SENT:
             task.lease = None
-            self.ready(task)
-            self._runtime.flush_soon()
+            if self._runtime.dead is not None:
+                self.fail(task, self._runtime.dead)
+            else:
+                self.ready(task)
+                self._runtime.flush_soon()
 
     def _inherit(self, task: TaskRecord, context: TaskContext | None, timeout: float | None) -> None:
         if context is not None:
