@@ -148,7 +148,8 @@ class HeadLink:
             while words and words[0][0] <= now - limits.LAST_WORDS_AGE:
                 words.popleft()
             words.append((now, list(frame)))
-        if self._joined and self._connection is not None:
+        # What happens between NODE_JOIN and its answer was not told there: it goes behind it.
+        if self._connection is not None and (self._joined or self._answer is not None):
             self._connection.cast(*frame)
 
     def call(self, opcode: int, *fields: object) -> asyncio.Future[Any]:
@@ -200,7 +201,7 @@ class HeadLink:
         connection = Connection(
             self._loop, sock, self._handlers, on_close=self._lost, on_batch=self._hear, name="the head"
         )
-        self._connection = connection
+        self._connection, self._answer = connection, None
         self._hear()
         connection.cast(*hello("node", self._facts.node_id))
         async with asyncio.timeout(limits.NODE_SILENCE):
