@@ -183,7 +183,9 @@ class KeyState:
             self.free.append(lease)
 
     def send_alone(self, task: TaskRecord) -> Lease | None:
-        """A user's thread: put a lone task on an idle lease, if there is one."""
+        """A user's thread: put a lone task on an idle lease, if there is one, and nobody waits for it."""
+        if self.pending:
+            return None
         try:
             lease = self.free.pop()
         except IndexError:

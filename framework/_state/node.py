@@ -168,13 +168,16 @@ class NodeState(Pool):
         waiting = self.waiting = self._serve(active, commands, now) if active else []
         self.unmet = bool(waiting or self._actors)
         if self.unmet:
-            held = [
-                (a.owner, a.key) for a in self.leases.values() if a.actor is None and a.worker is not None
-            ]
-            held += [(away.owner, away.key) for away in self.away.by_id.values()]
             names = {name for name, _ in waiting}
-            # Nobody is helped if who waits for more of the same gives back what it has of that.
-            owners = dict.fromkeys(holder[0] for holder in held if self._actors or names != {holder})
+            # Nobody is helped if who waits for more of the same gives back what it has of that; unless there
+            # is too much of it, since CPUs were lent whose tasks have gone on.
+            all_of_them = bool(self._actors) or min(self.available.values(), default=0) < 0
+            owners = dict.fromkeys(
+                a.owner
+                for a in self.leases.values()
+                if a.actor is None and a.worker is not None and (all_of_them or names != {(a.owner, a.key)})
+            )
+            owners.update((away.owner, None) for away in self.away.by_id.values())
             commands.extend(("pressure", owner) for owner in owners)
             if now >= self._next_recall:
                 self._next_recall = now + limits.RECALL_EVERY
