@@ -459,16 +459,14 @@ class Executor:
                 actor.hooks.after_call()
             ended = time.monotonic_ns()
             del arguments, keywords
-            micros = (ended - started) // 1000
-            reply, refs = self.results.encode(connection, template, unique, micros, result)
+            reply, refs = self.results.encode(connection, template, unique, (ended - started) // 1000, result)
             del result
         except BaseException as error:
             self.running = 0
             if self.forked:
                 end_fork(error)
             ended = time.monotonic_ns()
-            micros = (ended - started) // 1000
-            reply, refs = self.results.encode_error(template, context, micros, error)
+            reply, refs = self.results.encode_error(template, context, (ended - started) // 1000, error)
             failed = True
             arguments = keywords = result = None  # type: ignore[assignment]  # noqa: F841 - drops references
             del error
