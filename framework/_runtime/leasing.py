@@ -54,8 +54,13 @@ class Leasing:
 
     def flush(self) -> None:
         """Send what can be sent, for all keys where something changed."""
+        pressed = bool(self.dirty) and self._loop.time() < self._pressure_until
         while self.dirty:
             key, _ = self.dirty.popitem()
+            if pressed and key.free:
+                # One that has run empty goes back, even if tasks wait here: the node knows whose turn it is.
+                for lease in key.take_idle(self._loop.time(), 0.0, worked=True):
+                    self._give_back(lease)
             with self._submitter.outcome:
                 sends = key.dispatch()
             for lease, tasks in _by_lease(sends).items():

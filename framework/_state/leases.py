@@ -38,6 +38,7 @@ class Lease:
         "retiring",
         "address",
         "verdict",
+        "worked",
         "worker_id",
     )
 
@@ -70,6 +71,7 @@ class Lease:
         self.dead = False  #: lost or returned: whoever still puts a task on it must take it off again
         self.idle_since: float | None = now
         self.progress = now
+        self.worked = False  #: it has run something
 
     @property
     def usable(self) -> bool:
@@ -250,6 +252,7 @@ class KeyState:
         """The last task that was on a lease is not there any more."""
         lease.load = 0.0
         lease.idle_since = now
+        lease.worked = True
         self.release(lease)  # also where tasks wait: `dispatch` takes it from there
 
     def handed_back(self, lease: Lease, uniques: Iterable[int], now: float) -> list[TaskRecord]:
@@ -297,12 +300,15 @@ class KeyState:
         self.demand_sent = wanted
         return wanted
 
-    def take_idle(self, now: float, age: float) -> list[Lease]:
-        """Leases without work for `age` seconds, taken out of use."""
+    def take_idle(self, now: float, age: float, worked: bool = False) -> list[Lease]:
+        """Leases without work for `age` seconds, taken out of use; `worked`: but for new ones."""
         return [
             lease
             for lease in list(self.free)
-            if lease.idle_since is not None and now - lease.idle_since >= age and self._claim(lease)
+            if lease.idle_since is not None
+            and now - lease.idle_since >= age
+            and (lease.worked or not worked)
+            and self._claim(lease)
         ]
 
     def stalled(self, now: float) -> list[Lease]:

@@ -170,8 +170,12 @@ class NodeState(Pool):
         if self.unmet:
             names = {name for name, _ in waiting}
             # Nobody is helped if who waits for more of the same gives back what it has of that; unless there
-            # is too much of it, since CPUs were lent whose tasks have gone on.
-            all_of_them = bool(self._actors) or min(self.available.values(), default=0) < 0
+            # is too much of it, or may be, since CPUs are lent whose tasks will go on.
+            all_of_them = (
+                bool(self._actors)
+                or min(self.available.values(), default=0) < 0
+                or any(a.worker is not None and a.worker.blocked for a in self.leases.values())
+            )
             owners = dict.fromkeys(
                 a.owner
                 for a in self.leases.values()

@@ -211,6 +211,8 @@ class Executor:
                 returned.setdefault(connection, []).append(frame[1])
         self.queue.extend(kept)
         for connection, uniques in returned.items():
+            if pop == self.queue.pop:
+                uniques.reverse()  # in the order in which they had come
             connection.send(self.thread.pack((m.RETURNED, uniques, blocked)))
 
     def _credit(self, connection: Connection, frame: Frame) -> None:
