@@ -106,18 +106,28 @@ def get(refs: Any, *, timeout: float | None = None, copy: bool = False) -> Any:
         raise TypeError("get() of a generator: iterate over it, each item is a reference")
     if not isinstance(refs, list | tuple):
         raise TypeError(f"get() takes an ObjectRef or a list of them, got {_shown(refs)}{_hint(refs)}")
-    entries = []
-    for position, ref in enumerate(refs):
-        if not isinstance(ref, ObjectRef):
-            raise TypeError(
-                f"get() takes references: item {position} of the list is {_shown(ref)}{_hint(ref)}"
-            )
-        entries.append(ref._entry)
+    if set(map(type, refs)) == _JUST_REFS:
+        entries = list(map(_entry_of, refs))
+    else:
+        entries = _checked_entries(refs)
     waited = entries
     if timeout is not None and runtime.presence is not None:
         waited = runtime.presence.of(entries)
     runtime.waiting.get(waited, timeout)
     return runtime.values(entries, copy)
+
+
+_JUST_REFS: set[type] = {ObjectRef}
+_entry_of = operator.attrgetter("_entry")
+
+
+def _checked_entries(refs: Sequence[Any]) -> list[Entry]:
+    for position, ref in enumerate(refs):
+        if not isinstance(ref, ObjectRef):
+            raise TypeError(
+                f"get() takes references: item {position} of the list is {_shown(ref)}{_hint(ref)}"
+            )
+    return [ref._entry for ref in refs]
 
 
 def _checked_timeout(timeout: float | None) -> float | None:
@@ -222,9 +232,6 @@ def wait(
         start = position + 1
     rest += refs[start:]
     return [refs[position] for position in done], rest
-
-
-_entry_of = operator.attrgetter("_entry")
 
 
 def _entries_of(refs: Sequence[Any]) -> list[Entry]:

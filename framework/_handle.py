@@ -11,15 +11,13 @@ from framework._base.options import MethodOptions
 from framework._methods import SPECIAL, MethodInfo, MethodTable, methods_of
 from framework._runtime.current import current
 from framework._state.tasks import Template
-from framework.object_ref import ObjectRef
+from framework.object_ref import ObjectRef, ref_in
 from framework.remote_function import number_of_returns, results_of, retry_spec, window_of
 
 if TYPE_CHECKING:
     from framework._base.keywords import MethodKeywords
 
 T = TypeVar("T")
-
-_NO_CORES: dict[str, Any] = {}  #: of a handle that is not complete yet
 
 
 class ActorHandle(Generic[T]):
@@ -55,9 +53,12 @@ class ActorHandle(Generic[T]):
         self._client: tuple[Any, Any] | None = None
 
     def __getattr__(self, name: str) -> ActorMethod:
-        core = self.__dict__.get("_cores", _NO_CORES).get(name)
-        if core is not None:
-            return ActorMethod(self, name, core)
+        try:
+            return ActorMethod(self, name, self.__dict__["_cores"][name])
+        except KeyError:  # its first use, or the handle is not complete yet
+            return self._first_use(name)
+
+    def _first_use(self, name: str) -> ActorMethod:
         if name.startswith("_framework_") or (
             name.startswith("__") and name.endswith("__") and name not in SPECIAL
         ):
@@ -134,10 +135,11 @@ class _MethodCore:
     """What is worked out once for a method with certain options. It does not know the handle: a handle that
     could be reached from what it keeps would be collected late, and its actor end late."""
 
-    __slots__ = ("given", "info", "options", "prepared")
+    __slots__ = ("bare", "given", "info", "options", "prepared")
 
     def __init__(self, info: MethodInfo, given: dict[str, Any]) -> None:
         self.info = info
+        self.bare = info.signature is None or info.signature.bare
         self.given = given
         self.options = MethodOptions.parse({**info.options, **given})
         self.prepared: tuple[Any, Template, Any, int, int] | None = None
@@ -207,7 +209,7 @@ class ActorMethod:
         if prepared is None or prepared[0] is not runtime:
             prepared = core.prepare(runtime, handle, self._name)
         _, template, client, retries, window = prepared
-        if core.info.signature is not None:
+        if core.info.signature is not None and (args or kwargs or not core.bare):
             core.info.signature.check(f"{handle._class_name}.{self._name}", args, kwargs)
         limit = handle._max_pending_calls
         if limit > 0:
@@ -216,16 +218,16 @@ class ActorMethod:
             template,
             args,
             kwargs,
-            scope=handle._actor_id,
-            retries=retries,
-            timeout=core.options.timeout,
-            window=window,
-            actor=client,
-            keep=handle._ref,
+            handle._actor_id,
+            retries,
+            core.options.timeout,
+            window,
+            client,
+            handle._ref,
         )
         if limit > 0:
             client.open.add(task.unique)
-        return results_of(runtime, task)
+        return ref_in(task.entry, runtime) if template.returns == 1 else results_of(runtime, task)
 
     def __repr__(self) -> str:
         return f"<method {self._name} of {self._handle!r}>"

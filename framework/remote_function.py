@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from framework._base.keywords import TaskKeywords
     from framework.actor import ActorClass
 
+_new: Callable[[type[ObjectRef[Any]]], ObjectRef[Any]] = object.__new__
+
 P = ParamSpec("P")
 R = TypeVar("R")
 A = TypeVar("A")
@@ -64,7 +66,8 @@ class RemoteFunction(Generic[P, Out]):
         self._function = function
         self._options = options
         self._name: str = options.name or getattr(function, "__name__", "") or type(function).__name__
-        self._check = CallSignature(function).check
+        signature = CallSignature(function)
+        self._check, self._bare = signature.check, signature.bare
         self._prepared: _Prepared | None = None
         self._within: tuple[Any, bytes, _Prepared] | None = None  #: in the placement group of its caller
         functools.update_wrapper(
@@ -119,10 +122,14 @@ class RemoteFunction(Generic[P, Out]):
         if runtime.captures and self._options.scheduling_strategy is None:
             prepared = self._prepared_within(runtime, prepared)
         _, template, scope, retries, window = prepared
-        self._check(self._name, args, kwargs)
-        task = runtime.submitter.submit(
-            template, args, kwargs, scope=scope, retries=retries, timeout=self._options.timeout, window=window
-        )
+        if args or kwargs or not self._bare:
+            self._check(self._name, args, kwargs)
+        task = runtime.submitter.submit(template, args, kwargs, scope, retries, self._options.timeout, window)
+        if template.returns == 1:
+            ref = _new(ObjectRef)
+            ref._entry = task.entry
+            ref._runtime = runtime
+            return ref
         return results_of(runtime, task)
 
     def options(self, **options: Unpack[TaskKeywords]) -> RemoteFunction[P, Out]:

@@ -66,6 +66,11 @@ class CallSignature:
         ]
         self._text = str(inspect.Signature(shown))[1:-1].replace("'...'", "...")
 
+    @property
+    def bare(self) -> bool:
+        """Whether it can be called without arguments."""
+        return self._variadic or self._problem(0, {}) is None
+
     def check(self, name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         """`TypeError` that names the function and the argument, when the call cannot work."""
         if self._variadic:

@@ -145,7 +145,8 @@ class HeadLink:
             return
         if opcode in _LAST_WORDS or (opcode == m.ACTOR_PLACED and frame[-1] is not None):
             self._last_words.append((self._loop.time(), list(frame)))
-        if self._joined and self._connection is not None:
+        # What happens between NODE_JOIN and its answer was not told there: it goes behind it.
+        if self._connection is not None and (self._joined or self._answer is not None):
             self._connection.cast(*frame)
 
     def call(self, opcode: int, *fields: object) -> asyncio.Future[Any]:
@@ -197,7 +198,7 @@ class HeadLink:
         connection = Connection(
             self._loop, sock, self._handlers, on_close=self._lost, on_batch=self._hear, name="the head"
         )
-        self._connection = connection
+        self._connection, self._answer = connection, None
         self._hear()
         connection.cast(*hello("node", self._facts.node_id))
         async with asyncio.timeout(limits.NODE_SILENCE):

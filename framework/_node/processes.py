@@ -7,6 +7,7 @@ import contextlib
 import logging
 import os
 import signal
+import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -220,7 +221,7 @@ class Processes:
             os.unlink(path)
         except OSError:
             return None
-        return int.from_bytes(data, "little")
+        return int.from_bytes(data, sys.byteorder)  # as that process has written it
 
     def _zygote_lost(self, zygote: Zygote) -> None:
         """A zygote died. Its workers die with it (parent-death signal), and nobody reports them: do it

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from framework._base import limits
 from framework._base.ids import SEVERAL_TASKS
 from framework._net.connection import Connection
+from framework._runtime.frames import buffer_tasks
 from framework._state.fates import Fate, fates
 from framework._state.objects import Entry
 from framework._state.suspects import Suspects
@@ -106,7 +107,7 @@ class ActorClient:
         """A call takes its place in the order; it is sent when it and all before it are `resolved`."""
         if self.state == DEAD:
             self._actors.runtime.submitter.fail(task, self.death())
-        elif self.unordered and task.frame is None:
+        elif self.unordered and task.deps is not None:
             self.parked[task.unique] = task
         else:
             self.queue.append(task)
@@ -138,7 +139,7 @@ class ActorClient:
             if busy or self.queue or self.inflight or self.connection is not connection:
                 return False
             frame = task.frame
-            assert frame is not None
+            assert frame is not None  # see `Submitter._send_alone`
             task.state = SENT
             self.inflight[task.unique] = task
             self._count(task.unique)
@@ -191,33 +192,47 @@ class ActorClient:
         connection = self.connection
         if connection is None or self.state != ALIVE or connection.closed:
             return
-        queue, inflight = self.queue, self.inflight
         prepare = self._actors.runtime.catalogue.prepare
-        sent, now = False, self._actors.runtime.loop.time()
+        while tasks := self._take_calls(connection):
+            buffer_tasks(connection, tasks, prepare)
+            connection.read_by_loop()
+            connection.flush()
+
+    def _take_calls(self, connection: Connection) -> list[TaskRecord]:
+        """The next calls that may leave now, which are in flight from here on: not too many at a time, as
+        they may fill the connection."""
+        queue, inflight, suspects = self.queue, self.inflight, self.suspects
+        now = self._actors.runtime.loop.time()
+        taken: list[TaskRecord] = []
+        room = limits.SEND_CHUNK
         while queue and len(inflight) < limits.MAX_PENDING_PER_ACTOR_CONNECTION:
             task = queue[0]
             if task.state == FINISHED:
                 queue.popleft()
                 continue
-            if task.frame is None or task.state != QUEUED:
+            if task.state != QUEUED or task.deps is not None:
                 break
             if connection.full:
                 connection.when_drained(self._go_on)
                 break
-            if inflight and (task.strikes or self.suspects.alone) and self._hold(task):
-                break
-            self.suspects.sent(task.unique, task.strikes, now)
+            strikes, unique = task.strikes, task.unique
+            if strikes or suspects.alone or suspects.since is not None:
+                if inflight and (strikes or suspects.alone) and self._hold(task):
+                    break
+                suspects.sent(unique, strikes, now)
             task.state = SENT
             # Before it leaves the queue: `send_alone` must see it in one of them.
-            inflight[task.unique] = task
-            self._count(task.unique)
+            inflight[unique] = task
+            if not self.first:
+                self.first = unique
+            self.last = unique
             queue.popleft()
-            prepare(connection, task.template)
-            connection.buffer(task.frame)
-            sent = True
-        if sent:
-            connection.read_by_loop()
-            connection.flush()
+            taken.append(task)
+            if task.frame is not None:
+                room -= len(task.frame)
+            if room <= 0 or len(taken) == limits.TASKS_IN_FRAME:
+                break
+        return taken
 
     def _hold(self, task: TaskRecord) -> bool:
         """Whether a call must wait, as it, or one that is under way, may be what ends the process."""

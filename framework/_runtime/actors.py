@@ -38,7 +38,7 @@ class Actors:
         self.runtime = runtime
         self.dirty: dict[ActorClient, None] = {}  #: where something may have changed
         self._clients: dict[bytes, ActorClient] = {}
-        self._creations: dict[bytes, ActorClient] = {}
+        self.creations: dict[bytes, ActorClient] = {}  #: made here, by what counts handles
         self._draining: dict[ActorClient, None] = {}
         self._ended: dict[bytes, tuple[Any, ...]] = {}  #: that this process wanted to end, oldest first
         self.head_handlers = {m.ACTOR_STATE: self._state, m.ACTOR_WARNING: self._warning}
@@ -84,7 +84,7 @@ class Actors:
         client.restartable = bool(spec["max_restarts"])
         creation.task = client
         self._clients[actor_id] = client
-        self._creations[creation.id] = client
+        self.creations[creation.id] = client
         self.runtime.post(self._admit, client, spec, deps or [], refs)
 
     def _admit(
@@ -285,7 +285,7 @@ class Actors:
         self._drain(client)
         for task in calls:
             self.runtime.submitter.lost(task, client.error)
-        if creation is None or creation.id not in self._creations:
+        if creation is None or creation.id not in self.creations:
             # Handles that are here keep it; for those to come, the head remembers.
             self._clients.pop(client.actor_id, None)
         if creation is not None:
@@ -369,7 +369,7 @@ class Actors:
 
     def freed(self, creation_id: bytes) -> None:
         """The last handle is gone: the actor may end, after the calls that are under way."""
-        client = self._creations.pop(creation_id, None)
+        client = self.creations.pop(creation_id, None)
         if client is None:
             return
         client.creation = None
@@ -403,7 +403,7 @@ class Actors:
     def owns_living(self) -> bool:
         """Whether actors that this process has created would end with it: those that live and are not
         detached."""
-        return any(c.state != DEAD and not c.detached for c in self._creations.values())
+        return any(c.state != DEAD and not c.detached for c in self.creations.values())
 
     def head_returned(self, head: Connection) -> None:
         """The head was away, and may have missed something, or been started anew: it is asked again how all

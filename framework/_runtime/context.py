@@ -5,45 +5,51 @@ from __future__ import annotations
 from contextvars import ContextVar
 from typing import Any
 
+from framework._base.ids import task_id_bytes
+
 
 class TaskContext:
     """What a running task knows of itself."""
 
     __slots__ = (
+        "_id_unique",
+        "_scope",
         "actor_id",
-        "attempt",
         "children",
         "deadline",
         "gpus",
         "name",
         "resources",
         "strategy",
-        "task_id",
         "unique",
     )
 
     def __init__(
         self,
         unique: int,
-        task_id: bytes,
+        id_unique: int,
+        scope: bytes,
         name: str,
-        *,
         actor_id: bytes | None = None,
-        deadline: float | None = None,
         resources: dict[str, int] | None = None,
         gpus: list[int] | None = None,
         strategy: list[Any] | None = None,
     ) -> None:
         self.unique = unique
-        self.task_id = task_id
+        self._id_unique = id_unique  #: the number in its id: another one, if it makes lost results again
+        self._scope = scope
         self.name = name
         self.actor_id = actor_id
-        self.deadline = deadline  #: on the clock of the runtime's loop
+        self.deadline: float | None = None  #: on the clock of the runtime's loop
         self.resources = resources
         self.gpus = gpus
         self.strategy = strategy  #: where it was to run
-        self.attempt = 0
         self.children: set[Any] | None = None  #: tasks that it has submitted and that are not done
+
+    @property
+    def task_id(self) -> bytes:
+        """Its 24 bytes."""
+        return task_id_bytes(self._id_unique, self._scope)
 
 
 current_task: ContextVar[TaskContext | None] = ContextVar("framework_task", default=None)

@@ -20,6 +20,7 @@ class _Current:
         self.lock = threading.RLock()
         self.auto_init: Callable[[], object] | None = None
         self.was_shut_down = False
+        self.may_be_fork = False  #: the runtime may be that of the process from which this one was forked
         self.abandoned: list[
             Runtime
         ] = []  #: of our parent, after a fork: never finalized, it shares descriptors with ours
@@ -27,6 +28,7 @@ class _Current:
     def forked(self) -> None:
         """In a forked child: whoever held the lock is not here."""
         self.lock = threading.RLock()
+        self.may_be_fork = True
 
 
 _current = _Current()
@@ -42,6 +44,7 @@ def set_current(runtime: Runtime | None) -> None:
         _current.abandoned.append(cast("Runtime", _current.runtime))
     _current.runtime = runtime
     _current.pid = os.getpid()
+    _current.may_be_fork = not hasattr(os, "register_at_fork")
 
 
 def is_fork() -> bool:
@@ -68,7 +71,7 @@ def current() -> Runtime:
     """
     runtime = _current.runtime
     if runtime is not None:
-        if runtime.pid != os.getpid():
+        if _current.may_be_fork and runtime.pid != os.getpid():
             raise _forked_error(runtime)
         return runtime
     from framework.exceptions import NotInitializedError

@@ -37,6 +37,32 @@ def encode_args(
     return wire, wire_kwargs, refs or None, deps or None
 
 
+def is_plain(args: Iterable[Any]) -> bool:
+    """Whether all of these travel as they are, and are light (see `is_light`)."""
+    for value in args:
+        kind = type(value)
+        if kind is int:
+            if not values.MIN_INT <= value <= values.MAX_INT:
+                return False
+        elif kind is str:
+            if len(value) > limits.LIGHT_ARGUMENT or not value.isascii():
+                return False
+        elif kind is not float and kind is not bool and value is not None:
+            return False
+    return True
+
+
+def is_light(wire: list[Any], wire_kwargs: dict[str, Any] | None) -> bool:
+    """Whether encoded arguments are so small that the loop may pack those of many tasks at a time."""
+    if len(wire) > limits.LIGHT_ARGUMENTS:
+        return False
+    for value in wire:
+        kind = type(value)
+        if kind is list or ((kind is bytes or kind is str) and len(value) > limits.LIGHT_ARGUMENT):
+            return False
+    return not wire_kwargs or is_light(list(wire_kwargs.values()), None)
+
+
 def _encode_arg(
     runtime: Runtime,
     template: Template,

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from framework._base import limits
 from framework._base.resources import lendable
 from framework._net.connection import Connection, Frame
+from framework._runtime.frames import buffer_tasks
 from framework._runtime.task_errors import crashed, group_removed, unschedulable
 from framework._state.bundles import REMOVED
 from framework._state.leases import KeyState, Lease
@@ -53,17 +54,17 @@ class Leasing:
 
     def flush(self) -> None:
         """Send what can be sent, for all keys where something changed."""
+        pressed = bool(self.dirty) and self._loop.time() < self._pressure_until
         while self.dirty:
             key, _ = self.dirty.popitem()
-            touched: dict[Lease, None] = {}
+            if pressed and key.free:
+                # One that has run empty goes back, even if tasks wait here: the node knows whose turn it is.
+                for lease in key.take_idle(self._loop.time(), 0.0, worked=True):
+                    self._give_back(lease)
             with self._submitter.outcome:
                 sends = key.dispatch()
-            for lease, task in sends:
-                connection = lease.connection
-                self._catalogue.prepare(connection, task.template)
-                connection.buffer(task.frame)
-                touched[lease] = None
-            for lease in touched:
+            for lease, tasks in _by_lease(sends).items():
+                buffer_tasks(lease.connection, tasks, self._catalogue.prepare)
                 lease.connection.read_by_loop()
                 lease.connection.flush()
                 if lease.connection.full and not lease.full:
@@ -394,3 +395,13 @@ class Leasing:
         for timer in (self._lease_timer, self._stall_timer):
             if timer is not None:
                 timer.cancel()
+
+
+def _by_lease(sends: list[tuple[Lease, TaskRecord]]) -> dict[Lease, list[TaskRecord]]:
+    found: dict[Lease, list[TaskRecord]] = {}
+    last, tasks = None, None
+    for lease, task in sends:
+        if lease is not last or tasks is None:
+            last, tasks = lease, found.setdefault(lease, [])
+        tasks.append(task)
+    return found

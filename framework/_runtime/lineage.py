@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from framework._base import limits
 from framework._base.ids import UNIQUE_MASK
 from framework._net.connection import Connection, Frame
+from framework._runtime.frames import frame_of
 from framework._runtime.waiters import register
 from framework._serial import values
 from framework._state.objects import FAILED, PENDING, READY, Entry
@@ -115,8 +116,9 @@ class Lineage:
 
     def _record(self, task: TaskRecord, entries: list[Entry]) -> LineageRecord | Template:
         """What its results remember: how to make them again, or else what made them."""
-        if task.template.options.max_retries == 0 or task.frame is None:
+        if task.template.options.max_retries == 0:
             return task.template
+        frame_of(task, self._runtime.pack)
         record = LineageRecord(task, task.retries, entries)
         size, ended = record.size, self._ended
         self._kept.append(weakref.ref(record, lambda _: ended.append(size)))
@@ -244,8 +246,7 @@ class Lineage:
         if failed is not None:
             self._runtime.submitter.argument_failed(task, failed)
             return
-        assert task.frame is not None
-        frame = unpack_frame(task.frame)
+        frame = unpack_frame(frame_of(task, self._runtime.pack))
         frame[1] = task.unique
         deps = iter(task.stored_deps or ())
         for arguments in frame[3:5]:
@@ -326,8 +327,8 @@ class Lineage:
         """A worker could not find an argument: have it made again, then the task runs. False when it is not
         ours to make.
         """
-        assert task.frame is not None
-        wires = [w for arguments in unpack_frame(task.frame)[3:5] for _, w in _stored_arguments(arguments)]
+        frame = unpack_frame(frame_of(task, self._runtime.pack))
+        wires = [w for arguments in frame[3:5] for _, w in _stored_arguments(arguments)]
         for wire, dep in zip(wires, task.stored_deps or (), strict=True):
             if wire[1] != object_id:
                 continue

@@ -63,6 +63,8 @@ class Objects:
         self._provisional: dict[Entry, None] = {}
         self._registrations = 0  #: begun so far
         self._registering: dict[int, None] = {}  #: numbers of those without an answer, the oldest first
+        #: while one of these has something in it, `register_provisional` is to be asked before a reply leaves
+        self.unregistered: tuple[dict[Any, None], ...] = (self._provisional, self._registering)
         self._after_registering: deque[tuple[int, Callable[[], object]]] = deque()
         self._unregistered: deque[Entry] = (
             deque()
@@ -167,6 +169,9 @@ class Objects:
         if not waiters:
             return
         entry.waiters = None
+        if isinstance(waiters, tuple):
+            waiters[0](entry)  # a thread that waits for many: it completes nothing itself
+            return
         queue = self._to_notify
         queue.append((entry, waiters))
         if self._notifying:
@@ -203,16 +208,12 @@ class Objects:
         if drops and self._unregistered:
             self._register_new()
         while drops:
-            batch: list[Entry] = []
             with self._count_lock:
-                while drops and len(batch) < 10_000:
-                    batch.append(drops.popleft())
-                gone = self.table.dropped(batch)
-                free = [entry for entry in gone if self.table.free(entry)]
+                free = self.table.collect(drops, 10_000)
+            self._runtime.entries_freed([entry for entry in free if entry.owner is None])
             borrowed = []
             for entry in free:
                 if entry.owner is None:
-                    self._freed(entry)
                     continue
                 self._runtime.streams.freed(entry.id)
                 self._provisional.pop(entry, None)
@@ -226,8 +227,7 @@ class Objects:
 
     def _freed(self, entry: Entry) -> None:
         """Nobody holds this object of ours any more."""
-        self._runtime.entry_freed(entry)
-        entry.value = None if entry.state == READY else entry.value
+        self._runtime.entries_freed([entry])
 
     def _send_unborrows(self, gone: list[Entry]) -> None:
         by_owner: dict[str, list[bytes]] = {}

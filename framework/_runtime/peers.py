@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import logging
 import socket
+from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -58,6 +59,7 @@ class PeerState:
         "functions",
         "incoming",
         "leases",
+        "results",
         "sources",
         "stranger",
         "templates",
@@ -73,6 +75,7 @@ class PeerState:
         self.functions: set[bytes] = set()  #: hashes of functions that it knows
         self.leases: dict[int, Any] = {}
         self.incoming: dict[int, Any] = {}  #: templates that the peer has described to us
+        self.results: deque[tuple[int, int, Any]] = deque()  #: for the peer, that wait to be packed
         self.sources: dict[bytes, Any] = {}  #: functions that it has sent, by their hashes
 
 

@@ -430,15 +430,21 @@ class Runtime:
         entry.state = READY
         return self.ref_of(entry)
 
-    def entry_freed(self, entry: Entry) -> None:
-        """On the loop: nobody holds this object any more."""
-        task = entry.task
-        if entry.state == FAILED and not entry.seen:
-            self._unhandled(entry)
-        self.discard(entry.value)
-        self.streams.freed(entry.id)
-        if task is not None or entry.owner is None:
-            self.actors.freed(entry.id)
+    def entries_freed(self, entries: list[Entry]) -> None:
+        """On the loop: nobody holds these objects of ours any more."""
+        streams = [table for table in self.streams.tables if table]
+        creations = self.actors.creations
+        for entry in entries:
+            if entry.state == FAILED and not entry.seen:
+                self._unhandled(entry)
+            if type(entry.value) is list:
+                self.discard(entry.value)
+            if streams:
+                self.streams.freed(entry.id)
+            if entry.id in creations:
+                self.actors.freed(entry.id)
+            if entry.state == READY:
+                entry.value = None
 
     def discard(self, wire: Any) -> None:
         """On the loop: a value of this process is not needed any more."""
@@ -486,6 +492,11 @@ class Runtime:
                 for other in entries:
                     other.seen = True  # somebody has asked for it, and hears of one failure
                 raise self.objects.error(entry)
+        if not private and list not in set(map(type, (wires := [entry.value for entry in entries]))):
+            for entry in entries:
+                entry.seen = True
+            atoms, decode = values.ATOM_TYPES, values.decode
+            return [wire if type(wire) in atoms else decode(wire) for wire in wires]
         found: list[Any] = [None] * len(entries)
         for position in self.store.in_batches([entry.value for entry in entries]):
             found[position] = self.value(entries[position], private)

@@ -80,6 +80,8 @@ class Streams:
         self._mirrors_made = itertools.count()
         #: by generator, and by process (as a borrower)
         self._readers: dict[bytes, dict[Hashable, _Reader]] = {}
+        #: where `freed` looks: there is nothing to be told while they are empty
+        self.tables: tuple[dict[bytes, Any], ...] = (self._streams, self._mirrors, self._readers)
         self.handlers = {m.NEXT_ITEM: self._next_item, m.CLOSE_STREAM: self._close_stream}
 
     def add(self, task: TaskRecord) -> None:

@@ -17,18 +17,43 @@ from framework._service.mailbox import Mailbox
 from framework._state.objects import FAILED, Entry
 
 _registration = threading.Lock()
+_AT_ONCE = 1_000  #: registrations for which that is held
 
 
 def register(entry: Entry, waiter: Callable[[Entry], object]) -> None:
     """Have `waiter(entry)` called when the object is done; at once, in this thread, when it is already."""
     with _registration:
-        if entry.waiters is None:
-            entry.waiters = [waiter]
-        else:
-            entry.waiters.append(waiter)
+        _add(entry, waiter)
     if entry.state:
         unregister(entry, waiter)  # left there, it would be kept, with all that it refers to, for nothing
         waiter(entry)
+
+
+def _add(entry: Entry, waiter: Callable[[Entry], object]) -> None:
+    waiters = entry.waiters
+    if waiters is None:
+        entry.waiters = [waiter]
+    elif isinstance(waiters, tuple):
+        entry.waiters = [*waiters, waiter]
+    else:
+        waiters.append(waiter)
+
+
+def register_all(entries: list[Entry], waiter: ThreadWaiter) -> None:
+    """As `register`, for many. (Most of them have this waiter alone: they share the tuple that says so.)"""
+    alone = (waiter,)
+    for start in range(0, len(entries), _AT_ONCE):
+        some = entries[start : start + _AT_ONCE]
+        with _registration:
+            for entry in some:
+                if entry.waiters is None:
+                    entry.waiters = alone
+                else:
+                    _add(entry, waiter)
+        for entry in some:
+            if entry.state:
+                unregister(entry, waiter)
+                waiter(entry)
 
 
 def unregister(entry: Entry, waiter: Callable[[Entry], object]) -> None:
@@ -36,7 +61,10 @@ def unregister(entry: Entry, waiter: Callable[[Entry], object]) -> None:
     with _registration:
         waiters = entry.waiters
         if waiters is not None and waiter in waiters:
-            waiters.remove(waiter)
+            if isinstance(waiters, tuple):
+                entry.waiters = None
+            else:
+                waiters.remove(waiter)
 
 
 class ThreadWaiter:

@@ -14,7 +14,15 @@ from typing import TYPE_CHECKING
 
 from framework._base import limits
 from framework._runtime.context import TaskContext, current_task
-from framework._runtime.waiters import FutureWaiter, ThreadWaiter, mailbox_of, register, unregister, wait_set
+from framework._runtime.waiters import (
+    FutureWaiter,
+    ThreadWaiter,
+    mailbox_of,
+    register,
+    register_all,
+    unregister,
+    wait_set,
+)
 from framework._state.objects import Entry
 from framework.exceptions import ForkedProcessError, GetTimeoutError
 
@@ -55,8 +63,7 @@ class Waiting:
             with wait_set() as several, self.blocked():
                 return several.wait_for(pending, needed, timeout)
         waiter = ThreadWaiter(pending, needed, eager)
-        for entry in pending:
-            register(entry, waiter)
+        register_all(pending, waiter)
         try:
             with self.blocked():
                 return waiter.wait(timeout)

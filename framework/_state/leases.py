@@ -38,6 +38,7 @@ class Lease:
         "retiring",
         "address",
         "verdict",
+        "worked",
         "worker_id",
     )
 
@@ -70,6 +71,7 @@ class Lease:
         self.dead = False  #: lost or returned: whoever still puts a task on it must take it off again
         self.idle_since: float | None = now
         self.progress = now
+        self.worked = False  #: it has run something
 
     @property
     def usable(self) -> bool:
@@ -183,7 +185,9 @@ class KeyState:
             self.free.append(lease)
 
     def send_alone(self, task: TaskRecord) -> Lease | None:
-        """A user's thread: put a lone task on an idle lease, if there is one."""
+        """A user's thread: put a lone task on an idle lease, if there is one, and nobody waits for it."""
+        if self.pending:
+            return None
         try:
             lease = self.free.pop()
         except IndexError:
@@ -203,27 +207,29 @@ class KeyState:
     def _fill(self, lease: Lease, share: int, sends: list[tuple[Lease, TaskRecord]]) -> bool:
         """Give `lease` up to `share` tasks; False when it has no room for another."""
         pending, inflight = self.pending, lease.inflight
+        budget, most, least = limits.LEASE_BUDGET_US, limits.LEASE_MAX_DEPTH, limits.LEASE_MIN_COST_US
+        load = lease.load
         while pending and share:
             task = pending[0]
             if task.state != QUEUED:  # cancelled while it waited
                 pending.popleft()
                 continue
-            mean = task.template.mean_us
-            if mean is None or self.spread:
-                cost: float = limits.LEASE_BUDGET_US
-            else:
-                cost = mean if mean > limits.LEASE_MIN_COST_US else limits.LEASE_MIN_COST_US
-            if inflight and (
-                lease.load + cost > limits.LEASE_BUDGET_US or len(inflight) >= limits.LEASE_MAX_DEPTH
-            ):
+            cost: float | None = task.template.mean_us
+            if cost is None or self.spread:
+                cost = budget
+            elif cost < least:
+                cost = least
+            if inflight and (load + cost > budget or len(inflight) >= most):
                 return False
             pending.popleft()
             task.state = SENT
             task.lease = lease
             task.cost = cost
-            lease.load += cost
-            lease.idle_since = None
+            load += cost
+            if not inflight:
+                lease.idle_since = None
             inflight[task.unique] = task
+            lease.load = load
             sends.append((lease, task))
             share -= 1
         return True
@@ -239,11 +245,15 @@ class KeyState:
             lease.blocked = False
             lease.reclaiming = False
             if not lease.inflight:
-                lease.load = 0.0
-                lease.idle_since = now
-                if not self.pending:
-                    self.release(lease)
+                self.emptied(lease, now)
         task.lease = None
+
+    def emptied(self, lease: Lease, now: float) -> None:
+        """The last task that was on a lease is not there any more."""
+        lease.load = 0.0
+        lease.idle_since = now
+        lease.worked = True
+        self.release(lease)  # also where tasks wait: `dispatch` takes it from there
 
     def handed_back(self, lease: Lease, uniques: Iterable[int], now: float) -> list[TaskRecord]:
         """The worker gives back tasks that it has not started: to the front of the queue, in their old
@@ -290,12 +300,15 @@ class KeyState:
         self.demand_sent = wanted
         return wanted
 
-    def take_idle(self, now: float, age: float) -> list[Lease]:
-        """Leases without work for `age` seconds, taken out of use."""
+    def take_idle(self, now: float, age: float, worked: bool = False) -> list[Lease]:
+        """Leases without work for `age` seconds, taken out of use; `worked`: but for new ones."""
         return [
             lease
             for lease in list(self.free)
-            if lease.idle_since is not None and now - lease.idle_since >= age and self._claim(lease)
+            if lease.idle_since is not None
+            and now - lease.idle_since >= age
+            and (lease.worked or not worked)
+            and self._claim(lease)
         ]
 
     def stalled(self, now: float) -> list[Lease]:

@@ -168,8 +168,18 @@ class NodeState(Pool):
         waiting = self.waiting = self._serve(active, commands, now) if active else []
         self.unmet = bool(waiting or self._actors)
         if self.unmet:
+            names = {name for name, _ in waiting}
+            # Nobody is helped if who waits for more of the same gives back what it has of that; unless there
+            # is too much of it, or may be, since CPUs are lent whose tasks will go on.
+            all_of_them = (
+                bool(self._actors)
+                or min(self.available.values(), default=0) < 0
+                or any(a.worker is not None and a.worker.blocked for a in self.leases.values())
+            )
             owners = dict.fromkeys(
-                a.owner for a in self.leases.values() if a.actor is None and a.worker is not None
+                a.owner
+                for a in self.leases.values()
+                if a.actor is None and a.worker is not None and (all_of_them or names != {(a.owner, a.key)})
             )
             owners.update((away.owner, None) for away in self.away.by_id.values())
             commands.extend(("pressure", owner) for owner in owners)

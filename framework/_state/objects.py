@@ -8,6 +8,7 @@ object.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Hashable, Iterable, Sequence
 from typing import Any
 
@@ -50,7 +51,8 @@ class Entry:
         self.local = 1  #: live references in this process
         self.state = PENDING
         self.value: Any = None
-        self.waiters: list[Any] | None = None
+        #: those to be called when it is done; a tuple: one thread, that waits for many
+        self.waiters: list[Any] | tuple[Any] | None = None
         self.contained: list[Any] | None = None  #: references that the value holds, kept alive with it
         self.borrowers: set[Hashable] | None = None  #: processes that keep a reference
         self.lineage: Any = None  #: how to make it again, if its value gets lost
@@ -104,6 +106,24 @@ class ObjectTable:
             del self.entries[entry.id]
         entry.contained = None
         return True
+
+    def collect(self, drops: deque[Entry], most: int) -> list[Entry]:
+        """Up to so many references were dropped: the entries that are gone for it, as by `dropped` and
+        `free`."""
+        free = []
+        entries = self.entries
+        for _ in range(min(most, len(drops))):
+            entry = drops.popleft()
+            local = entry.local = entry.local - 1
+            if not local and not entry.borrowers:
+                entry.freed = True
+                object_id = entry.id
+                if entries.get(object_id) is entry:
+                    del entries[object_id]
+                if entry.contained is not None:
+                    entry.contained = None
+                free.append(entry)
+        return free
 
     def borrow(self, object_id: bytes, borrower: Hashable) -> bool:
         """Another process keeps a reference. False when the object is not known here (any more)."""

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections import deque
-from typing import Any
+from typing import Any, Protocol, TypeVar
+
+T = TypeVar("T")
 
 #: values of `Template.returns` beside a plain number of returns
 STREAMING = -1
@@ -90,40 +92,96 @@ class Template:
             self.mean_us = mean * 0.9 + micros * 0.1
 
 
+class Rare:
+    """What few tasks have, or have need of: see the attributes of `TaskRecord` that are made by `_rare`."""
+
+    __slots__ = (
+        "again",
+        "app_failures",
+        "cancelled",
+        "children",
+        "deadline",
+        "key",
+        "lineage",
+        "lost",
+        "oom_failures",
+        "parent",
+        "stands_for",
+        "stored_deps",
+        "timeout",
+        "timer",
+    )
+
+    def __init__(self) -> None:
+        self.again: Any = None
+        self.app_failures = 0
+        self.cancelled: str | None = None
+        self.children: set[int] | None = None
+        self.deadline: float | None = None
+        self.key: Any = None
+        self.lineage: Any = None
+        self.lost = False
+        self.oom_failures = 0
+        self.parent: int | None = None
+        self.stands_for = 0
+        self.stored_deps: list[Any] | None = None
+        self.timeout: float | None = None
+        self.timer: Any = None
+
+
+_USUAL = Rare()
+
+
+class _Rare(Protocol[T]):
+    """What type checkers see of such an attribute."""
+
+    def __get__(self, task: Any, owner: type | None = None) -> T: ...
+
+    def __set__(self, task: Any, value: T) -> None: ...
+
+
+def _rare(name: str) -> Any:
+    """An attribute that is kept in `TaskRecord.rare`. What is not there has the value that it has in most
+    tasks; to give it that value changes nothing."""
+    usual = getattr(_USUAL, name)
+
+    def get(self: TaskRecord) -> Any:
+        rare = self.rare
+        return usual if rare is None else getattr(rare, name)
+
+    def put(self: TaskRecord, value: Any) -> None:
+        rare = self.rare
+        if rare is None:
+            if value is usual:
+                return
+            rare = self.rare = Rare()
+        setattr(rare, name, value)
+
+    return property(get, put)
+
+
 class TaskRecord:
     """One submitted task, until it is done."""
 
     __slots__ = (
         "actor",
-        "again",
         "alone",
-        "app_failures",
         "args",
-        "cancelled",
-        "children",
         "cost",
-        "deadline",
         "deps",
-        "entries",
+        "entry",
         "extra",
         "frame",
-        "key",
         "kwargs",
         "lease",
-        "lineage",
-        "lost",
-        "oom_failures",
-        "parent",
+        "rare",
         "refs",
         "retries",
-        "stands_for",
+        "several",
         "state",
-        "stored_deps",
         "stream",
         "strikes",
         "template",
-        "timeout",
-        "timer",
         "unique",
     )
 
@@ -132,34 +190,49 @@ class TaskRecord:
     ) -> None:
         self.unique = unique
         self.template = template
-        self.args = args
+        self.args = args  #: may be shared with other tasks, unless `deps` are still to be put in
         self.kwargs = kwargs
-        self.frame: bytes | None = None  #: packed and ready to send; None until its arguments are known
-        self.refs: list[Any] | None = None  #: references kept alive until the task is done
+        #: packed and ready to send, if it is; else `args` and `kwargs` are still here
+        self.frame: bytes | None = None
+        self.refs: Any = None  #: what is kept until the task is done: references in its arguments
         self.deps: list[tuple[Any, Any]] | None = (
             None  #: (position or keyword, entry) of arguments still to come
         )
-        self.stored_deps: list[Any] | None = None  #: entries of arguments that lie in the store
-        self.entries: list[Any] = []  #: of its returns
-        self.key: Any = None  #: its scheduling key, where that is not the template's
+        self.entry: Any = None  #: of its return, if it has one; None: see `several`
+        self.several: list[Any] | None = None
         self.alone: Any = None  #: the connection on which it was sent with no other task under way
         self.actor: Any = None  #: the client of the actor whose method it calls
         self.stream: Any = None
         self.retries = 0  #: system failures that it may still survive (-1: any number)
-        self.app_failures = 0  #: attempts that have failed
-        self.timeout: float | None = None  #: seconds of the option, if that is what sets the deadline
-        self.oom_failures = 0  #: how often its worker was ended for want of memory
         self.strikes = 0  #: how often an actor has died in the middle of this call
-        self.deadline: float | None = None
-        self.timer: Any = None
         self.lease: Any = None
         self.cost = 0.0
         self.state = WAITING
-        self.cancelled: str | None = None  #: why, once somebody has asked for it to end
-        self.parent: int | None = None
-        self.children: set[int] | None = None
         self.extra: dict[str, Any] | None = None
-        self.lineage: Any = None  #: of a generator: what its items remember
-        self.lost = False  #: an attempt was lost, after which its results may be anywhere
-        self.stands_for = 0  #: the number of the task whose lost results it makes again
-        self.again: Any = None  #: the lineage of the generator whose lost items it makes again
+        self.rare: Rare | None = None  #: None: there is nothing about it that most tasks do not have
+
+    @property
+    def entries(self) -> list[Any]:
+        """Those of its returns. (Not to be changed, but to be replaced.)"""
+        if self.entry is not None:
+            return [self.entry]
+        return self.several or []
+
+    @entries.setter
+    def entries(self, entries: list[Any]) -> None:
+        self.entry, self.several = None, entries
+
+    stored_deps: _Rare[list[Any] | None] = _rare("stored_deps")  #: entries of arguments that lie in the store
+    key: _Rare[Any] = _rare("key")  #: its scheduling key, where that is not the template's
+    app_failures: _Rare[int] = _rare("app_failures")  #: attempts that have failed
+    timeout: _Rare[float | None] = _rare("timeout")  #: seconds of the option, if that sets the deadline
+    oom_failures: _Rare[int] = _rare("oom_failures")  #: how often its worker was ended for want of memory
+    deadline: _Rare[float | None] = _rare("deadline")
+    timer: _Rare[Any] = _rare("timer")
+    cancelled: _Rare[str | None] = _rare("cancelled")  #: why, once somebody has asked for it to end
+    parent: _Rare[int | None] = _rare("parent")
+    children: _Rare[set[int] | None] = _rare("children")
+    lineage: _Rare[Any] = _rare("lineage")  #: of a generator: what its items remember
+    lost: _Rare[bool] = _rare("lost")  #: an attempt was lost, after which its results may be anywhere
+    stands_for: _Rare[int] = _rare("stands_for")  #: the number of the task whose lost results it makes again
+    again: _Rare[Any] = _rare("again")  #: the lineage of the generator whose lost items it makes again

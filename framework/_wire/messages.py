@@ -51,6 +51,7 @@ RECLAIM: Final = 35
 CREDIT: Final = 36
 RELEASE_HELD: Final = 37
 FORGET: Final = 38
+TASKS: Final = 39
 # worker -> owner
 DONE: Final = 40
 DONE_MANY: Final = 41
@@ -59,6 +60,7 @@ RETURNED: Final = 43
 RETIRING: Final = 44
 FAILED: Final = 45
 ARG_LOST: Final = 46
+DONES: Final = 47
 # borrower <-> owner
 FETCH: Final = 50
 BORROW: Final = 51
@@ -246,11 +248,15 @@ CATALOGUE: Final[dict[int, Message]] = {
     TEMPLATE: Message("template", template=int, spec=dict),
     LEASE_BEGIN: Message("lease_begin", lease=int, gpus=list, omp=int),
     TASK: Message("task", unique=int, template=int, args=list, kwargs=_OPT_MAP, extra=_OPT_MAP),
+    # Several of these frames: [[TASK, ...], ...].
+    TASKS: Message("tasks", tasks=list),
     CANCEL: Message("cancel", unique=int, force=bool, recursive=bool, reason=str),
     RECLAIM: Message("reclaim", most=int),
     CREDIT: Message("credit", unique=int, credits=int),
     RELEASE_HELD: Message("release_held", unique=int, index=int),
     DONE: Message("done", unique=int, micros=int, value=ANY),
+    # The fields of several of these, one after the other: [unique, micros, value, ...].
+    DONES: Message("dones", results=list),
     DONE_MANY: Message("done_many", unique=int, micros=int, values=list),
     FAILED: Message("failed", unique=int, micros=int, retryable=bool, error=list),
     ARG_LOST: Message("arg_lost", unique=int, object=bytes),
@@ -462,7 +468,7 @@ for _opcode, _fields in SHAPES.items():
     _message.shapes = tuple((1 + _message.fields.index(name), shape) for name, shape in _fields.items())
 
 #: Frames of the hot path: their fields are taken apart by the handler, so only the length is checked here.
-HOT: Final = frozenset({TASK, DONE, ITEM, REPLY, DONE_MANY})
+HOT: Final = frozenset({TASK, TASKS, DONE, DONES, ITEM, REPLY, DONE_MANY})
 
 
 def check(frame: object) -> int:
@@ -497,6 +503,8 @@ def blame(frame: list[Any]) -> None:
 
 
 _LATE: Final[dict[int, tuple[tuple[int, shapes.Shape], ...]]] = {
+    TASKS: ((1, shapes.each(shapes.row(int, int, int, list, shapes.MAP, shapes.MAP))),),
+    DONES: ((1, shapes.results),),
     BORROW: ((2, shapes.ids),),
     UNBORROW: ((1, shapes.ids),),
 }

@@ -23,6 +23,16 @@ def numbers(value: Any) -> bool:
     return type(value) is list and set(map(type, value)) <= _INT
 
 
+def results(value: Any) -> bool:
+    """``[int, int, anything, int, int, anything, ...]``."""
+    return (
+        type(value) is list
+        and len(value) % 3 == 0
+        and set(map(type, value[::3])) <= _INT
+        and set(map(type, value[1::3])) <= _INT
+    )
+
+
 def units(value: Any) -> bool:
     """Amounts of resources: ``{name: int}``."""
     return type(value) is dict and set(map(type, value)) <= _STR and set(map(type, value.values())) <= _INT
@@ -113,6 +123,7 @@ def _is(*types: type) -> Shape:
 
 
 _BYTES, _STR, _INT = {bytes}, {str}, {int}
+MAP: Final = _is(dict, type(None))
 _TEXT: Final = _is(str, type(None))
 _LIMIT: Final = _is(int, float, type(None))
 

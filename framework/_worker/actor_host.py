@@ -25,7 +25,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 from framework._base import limits
-from framework._base.ids import SEVERAL_TASKS
+from framework._base.ids import SEVERAL_TASKS, UNIQUE_MASK
 from framework._base.resources import out_of_group
 from framework._base.signature import is_async_class
 from framework._net.connection import Connection, Frame
@@ -43,6 +43,7 @@ from framework._worker.actor_hooks import Hooks
 from framework._worker.arguments import ArgumentLost, decode_args
 from framework._worker.generators import Producer
 from framework._worker.interruption import Interrupt
+from framework._worker.replies import Result
 from framework._worker.templates import ExecTemplate
 from framework.exceptions import ActorDiedError, ObjectLostError, OwnerDiedError, ProtocolError
 
@@ -81,6 +82,7 @@ class ActorHost:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._mailbox: Mailbox | None = None
         self._tasks: set[asyncio.Task[Any]] = set()
+        self._flush_soon = self._flush_watched = False
 
     # ---- birth (main thread) -------------------------------------------------------------------------
 
@@ -90,9 +92,8 @@ class ActorHost:
         """
         error: list[Any] | None = None
         stdio.set_name(self.log_name)
-        context = TaskContext(
-            0, b"\xff" * 8 + self.actor_id, f"{self.class_name}.__init__", actor_id=self.actor_id
-        )
+        name = f"{self.class_name}.__init__"
+        context = TaskContext(0, UNIQUE_MASK, self.actor_id, name, self.actor_id)
         context.gpus = self._executor.gpus
         context.resources = self.resources
         token = current_task.set(context)
@@ -105,6 +106,7 @@ class ActorHost:
                 asyncio.set_event_loop(self._loop)
                 self._mailbox = Mailbox(self._loop)
                 self._runtime.direct.takers[m.TASK] = self._take_call
+                self._executor.replies.beside(self._executor.contexts, self._flush_later)
                 self._loop.run_until_complete(self._construct_async(cls))
             else:
                 self._construct(cls)
@@ -313,18 +315,18 @@ class ActorHost:
             if template.function is None:
                 executor.load(template)
             arguments, keywords = decode_args(self._runtime, args, kwargs)
-            data, refs = self._guarded(connection, template, unique, extra, arguments, keywords)
+            reply, refs = self._guarded(connection, template, unique, extra, arguments, keywords)
             del arguments, keywords
         except BaseException as error:
             arguments = keywords = None  # type: ignore[assignment]  # noqa: F841 - drops references
-            data, refs = executor.results.encode_error(template, context, 0, error)
+            reply, refs = executor.results.encode_error(template, context, 0, error)
             failed = True
             del error
         finally:
             current_task.reset(token)
             executor.contexts.pop(unique, None)
             executor.reasons.pop(unique, None)
-        executor.finish(connection, template, unique, data, refs, failed)
+        executor.finish(connection, template, unique, reply, refs, failed)
         self._maybe_leave()
 
     def _guarded(
@@ -335,7 +337,7 @@ class ActorHost:
         extra: dict[str, Any] | None,
         args: list[Any],
         kwargs: dict[str, Any],
-    ) -> tuple[bytes, list[Any] | None]:
+    ) -> tuple[bytes | Result, list[Any] | None]:
         """Run it where it can be interrupted; afterwards no interruption is sent to this thread any more."""
         try:
             self._enter_thread(unique)
@@ -417,10 +419,29 @@ class ActorHost:
         if executor.async_tasks.pop(unique, None) is None:
             return
         # Cancelled before its first line: nobody has replied.
-        data, refs = executor.results.encode_error(template, context, 0, asyncio.CancelledError())
+        reply, refs = executor.results.encode_error(template, context, 0, asyncio.CancelledError())
         executor.contexts.pop(unique, None)
         executor.reasons.pop(unique, None)
-        executor.finish(connection, template, unique, data, refs)
+        executor.finish(connection, template, unique, reply, refs)
+
+    def _flush_later(self) -> None:
+        """A reply waits for company: it leaves when the loop has gone once round; or from elsewhere, if user
+        code holds up the loop."""
+        if not self._flush_soon:
+            self._flush_soon = True
+            assert self._loop is not None
+            self._loop.call_soon(self._flush)
+        if not self._flush_watched:
+            self._flush_watched = True
+            self._runtime.post(self._runtime.loop.call_later, limits.FLUSH_ELSEWHERE, self._flush_elsewhere)
+
+    def _flush(self) -> None:
+        self._flush_soon = False
+        self._executor.flush_replies()
+
+    def _flush_elsewhere(self) -> None:
+        self._flush_watched = False
+        self._executor.flush_replies()
 
     async def _run_async(
         self, connection: Connection, frame: Frame, template: ExecTemplate, context: TaskContext
@@ -434,7 +455,9 @@ class ActorHost:
             async with self._limits[template.group]:
                 if template.function is None:
                     executor.load(template)
-                fetched = await self._fetch(args, kwargs)
+                fetched = None
+                if kwargs or list in map(type, args):
+                    fetched = await self._fetch(args, kwargs)
                 arguments, keywords = decode_args(self._runtime, args, kwargs)
                 del fetched
                 frame = args = kwargs = None  # type: ignore[assignment]
@@ -452,18 +475,18 @@ class ActorHost:
                         result = await result
                 await self.hooks.after_call_async()
             del arguments, keywords
-            data, refs = executor.results.encode(connection, template, unique, 0, result)
+            reply, refs = executor.results.encode(connection, template, unique, 0, result)
             del result
         except BaseException as error:
             arguments = keywords = result = None  # type: ignore[assignment]  # noqa: F841 - drops references
-            data, refs = executor.results.encode_error(template, context, 0, error)
+            reply, refs = executor.results.encode_error(template, context, 0, error)
             failed = True
             del error
         finally:
             executor.async_tasks.pop(unique, None)
             executor.contexts.pop(unique, None)
             executor.reasons.pop(unique, None)
-        executor.finish(connection, template, unique, data, refs, failed)
+        executor.finish(connection, template, unique, reply, refs, failed)
         self._runtime.direct.keep_up()
         if executor._leaving is not None:
             await self._leave_async(executor._leaving)

@@ -20,7 +20,6 @@ from contextvars import copy_context
 from typing import Any
 
 from framework._base import limits
-from framework._base.ids import task_id_bytes
 from framework._net.connection import Connection, Frame
 from framework._runtime.context import TaskContext, current_task
 from framework._runtime.runtime import Runtime
@@ -33,6 +32,7 @@ from framework._worker.generators import Producer
 from framework._worker.inbox import Inbox
 from framework._worker.interruption import Interrupt, may_interrupt, open_to_interruption
 from framework._worker.process import RunMark, end_fork
+from framework._worker.replies import Replies, Result
 from framework._worker.results import Results
 from framework._worker.retirement import Retirement, is_needed
 from framework._worker.templates import ExecTemplate, FunctionCache
@@ -76,14 +76,15 @@ class Executor:
         self._block_lock = threading.Lock()
         self._blocks = 0
         self.blocked = False
-        self._last_flush = 0
-        self._unflushed: dict[Connection, None] = {}
+        self.replies = Replies(self.queue)
         self._leaving: str | None = None  #: an actor that is about to end
         self._retirement: Retirement | None = None  #: it takes no more tasks
         self.job_over = False
         self._task_loop: asyncio.AbstractEventLoop | None = None
         self.gpus: list[int] = []
+        self._unregistered = runtime.objects.unregistered
         self._mark = RunMark(run_file)
+        self._output = stdio.current_name()
         self.results = Results(self)
         self.actor: Any = None  #: an ActorHost once this worker has become an actor
         runtime.on_blocked = self.enter_blocked
@@ -98,6 +99,7 @@ class Executor:
                 m.FORGET: self._forget,
                 m.LEASE_BEGIN: self._lease_begin,
                 m.TASK: self._task,
+                m.TASKS: self._tasks,
                 m.CANCEL: self._cancel,
                 m.RECLAIM: self._reclaim,
                 m.CREDIT: self._credit,
@@ -143,6 +145,8 @@ class Executor:
     @staticmethod
     def check(connection: Connection, frame: Frame) -> None:
         """A TASK has come: from now on it has its template, instead of the number of that."""
+        if type(frame) is not list or len(frame) != 6 or frame[0] != m.TASK:
+            raise ProtocolError("tasks: one of them is none")
         if type(frame[1]) is not int or type(frame[2]) is not int or type(frame[3]) is not list:
             raise ProtocolError("task: fields of wrong types")
         template = connection.state.incoming.get(frame[2])
@@ -164,6 +168,22 @@ class Executor:
             return
         self.push((connection, frame))
         if self.blocked:
+            self._hand_back()
+
+    def _tasks(self, connection: Connection, frame: Frame) -> None:
+        tasks = frame[1]
+        for task in tasks:
+            self.check(connection, task)
+        if self.runtime.store.node_id:
+            self.runtime.store.prefetch(
+                [wire for task in tasks for wire in (*task[3], *(task[4] or {}).values())]
+            )
+        if self.actor is not None and self.actor.mode != "sync":
+            for task in tasks:
+                self.actor.arrived(connection, task)
+            return
+        self._inbox.push_all([(connection, task) for task in tasks])
+        if self.blocked and self.actor is None:
             self._hand_back()
 
     def _hand_back(self) -> None:
@@ -191,6 +211,8 @@ class Executor:
                 returned.setdefault(connection, []).append(frame[1])
         self.queue.extend(kept)
         for connection, uniques in returned.items():
+            if pop == self.queue.pop:
+                uniques.reverse()  # in the order in which they had come
             connection.send(self.thread.pack((m.RETURNED, uniques, blocked)))
 
     def _credit(self, connection: Connection, frame: Frame) -> None:
@@ -335,7 +357,7 @@ class Executor:
         while True:
             connection, frame = self._inbox.take(self._on_idle)
             if connection is not None:
-                if self._is_used_up():  # this was sent before its owner knew of that
+                if self._retirement is not None:  # this was sent before its owner knew of that
                     connection.buffer(self.thread.pack((m.RETIRING,)))
                     connection.send(self.thread.pack((m.RETURNED, [frame[1]], False)))
                     continue
@@ -345,15 +367,12 @@ class Executor:
                     )  # context variables end with their task
                 else:
                     self.execute(connection, frame)
-                if self._leaving is not None or self._is_used_up():
+                if self._leaving is not None or self._retirement is not None:
                     self._last_is_done(connection)
             elif frame[0] == "exit":
                 self.leave(frame[1])
             else:
                 frame[0]()  # a function: to become an actor
-
-    def _is_used_up(self) -> bool:
-        return self._retirement is not None
 
     def _last_is_done(self, connection: Connection) -> None:
         self._give_back(len(self.queue), self.queue.popleft, False)
@@ -368,46 +387,20 @@ class Executor:
 
     def flush_replies(self) -> None:
         """Any thread: write the replies that wait for company."""
-        unflushed = self._unflushed
-        while unflushed:
-            try:
-                connection, _ = unflushed.popitem()
-            except KeyError:
-                break
-            connection.flush()
-        self._last_flush = time.monotonic_ns()
-
-    def reply(self, connection: Connection, data: bytes, at_once: bool) -> None:
-        """The executing thread: send a reply, with those before and after it if more work waits."""
-        connection.buffer(data)
-        if at_once:
-            self.write_out(connection)
-            self._last_flush = time.monotonic_ns()
-        elif not self.queue or time.monotonic_ns() - self._last_flush > limits.FLUSH_AFTER_NS:
-            connection.flush()
-            self._last_flush = time.monotonic_ns()
-        else:
-            self._unflushed[connection] = None
-
-    @staticmethod
-    def write_out(connection: Connection) -> None:
-        """The executing thread: what has been said must not be lost if user code ends this process now. The
-        other thread may hold the connection and wait for the interpreter: `flush` alone would leave it to
-        that one."""
-        connection.flush(wait=True)
-        while not connection.written:
-            time.sleep(0.001)
+        self.replies.flush(self.thread.pack)
 
     def context_of(self, template: ExecTemplate, unique: int, extra: dict[str, Any] | None) -> TaskContext:
         """The context of a task that begins."""
         context = TaskContext(
             unique,
             # (A task that makes lost results again gives them the ids that they had.)
-            task_id_bytes((extra or {}).get("as", unique), template.scope),
+            unique if extra is None else extra.get("as", unique),
+            template.scope,
             template.name,
-            resources=template.resources,
-            gpus=self.gpus,
-            strategy=template.strategy,
+            None,
+            template.resources,
+            self.gpus,
+            template.strategy,
         )
         if extra is not None:
             context.deadline = extra.get("deadline")
@@ -419,26 +412,43 @@ class Executor:
     def mark_running(self, unique: int) -> None:
         """What the node is to know of what runs here, should this process die: a task, 0 or
         `SEVERAL_TASKS`."""
-        self._mark.set(unique)
+        self._mark.cell[0] = unique
 
     def execute(self, connection: Connection, frame: Frame) -> None:
         """Main thread: run one task and reply."""
         template: ExecTemplate
         _, unique, template, args, kwargs, extra = frame
-        self.mark_running(unique)
-        context = self.context_of(template, unique, extra)
+        self._mark.cell[0] = unique
+        actor = self.actor
+        if extra is None and actor is None:
+            context = TaskContext(
+                unique,
+                unique,
+                template.scope,
+                template.name,
+                None,
+                template.resources,
+                self.gpus,
+                template.strategy,
+            )
+            self._output.name = template.name
+        else:
+            context = self.context_of(template, unique, extra)
+            self._output.name = template.name if actor is None else actor.log_name
         self.contexts[unique] = context
         if self._early:
             self._cancel_early(unique)
         token = current_task.set(context)
-        stdio.set_name(template.name if self.actor is None else self.actor.log_name)
         started = time.monotonic_ns()
         failed = False
         try:
             if template.function is None:
                 self.load(template)
-            arguments, keywords = decode_args(self.runtime, args, kwargs)
-            started = time.monotonic_ns()
+            if args or kwargs:
+                arguments, keywords = decode_args(self.runtime, args, kwargs)
+                started = time.monotonic_ns()
+            else:
+                arguments, keywords = [], {}
             if template.returns == STREAMING or template.returns == DYNAMIC:
                 result: Any = self._stream(connection, template, unique, extra, arguments, keywords)
             elif template.is_async:
@@ -447,18 +457,18 @@ class Executor:
                 result = self.call(unique, template.function, arguments, keywords)
             if self.forked:
                 end_fork(None)
-            if self.actor is not None:
-                self.actor.hooks.after_call()
-            micros = (time.monotonic_ns() - started) // 1000
+            if actor is not None:
+                actor.hooks.after_call()
+            ended = time.monotonic_ns()
             del arguments, keywords
-            data, refs = self.results.encode(connection, template, unique, micros, result)
+            reply, refs = self.results.encode(connection, template, unique, (ended - started) // 1000, result)
             del result
         except BaseException as error:
             self.running = 0
             if self.forked:
                 end_fork(error)
-            micros = (time.monotonic_ns() - started) // 1000
-            data, refs = self.results.encode_error(template, context, micros, error)
+            ended = time.monotonic_ns()
+            reply, refs = self.results.encode_error(template, context, (ended - started) // 1000, error)
             failed = True
             arguments = keywords = result = None  # type: ignore[assignment]  # noqa: F841 - drops references
             del error
@@ -466,16 +476,23 @@ class Executor:
             stdio.end_task()
             current_task.reset(token)
             self.contexts.pop(unique, None)
-            self.reasons.pop(unique, None)
+            if self.reasons:
+                self.reasons.pop(unique, None)
             if self.interrupt == unique:
                 self.interrupt = None
         if template.max_calls:
-            template.calls += 1
-            if template.calls >= template.max_calls:
-                connection.buffer(self.thread.pack((m.RETIRING,)))
-                why = f"it has run {template.name}() {template.calls} times (max_calls)"
-                self._retirement = Retirement(self, why)
-        self.finish(connection, template, unique, data, refs, failed)
+            self._count_call(connection, template)
+        if refs or isinstance(reply, bytes) or self._is_delicate(template):
+            self.finish(connection, template, unique, reply, refs, failed)
+        else:
+            self.replies.add(connection, reply, self.thread.pack, ended)
+
+    def _count_call(self, connection: Connection, template: ExecTemplate) -> None:
+        template.calls += 1
+        if template.calls >= template.max_calls:
+            connection.buffer(self.thread.pack((m.RETIRING,)))
+            why = f"it has run {template.name}() {template.calls} times (max_calls)"
+            self._retirement = Retirement(self, why)
 
     def _cancel_early(self, unique: int) -> None:
         """Main thread: it may have been cancelled between the queue and here."""
@@ -496,21 +513,41 @@ class Executor:
         connection: Connection,
         template: ExecTemplate,
         unique: int,
-        data: bytes,
+        reply: bytes | Result,
         refs: list[Any] | None,
         failed: bool = False,
     ) -> None:
         """Send the reply; before that, if references stay behind, their owners learn of it."""
+        objects = self.runtime.objects
         if refs:
-            self.runtime.objects.hold(connection, unique, 1, refs)
+            objects.hold(connection, unique, 1, refs)
             if failed:
                 # An exception and the frames in its traceback refer to each other easily (asyncio's always
                 # do): without this the references in it would stay until this process makes garbage again.
                 gc.collect(1)
-        if self._leaving is None and self.runtime.objects.register_provisional(lambda: connection.send(data)):
+        pack = self.thread.pack
+        if isinstance(reply, bytes):
+            data = reply
+        elif self._is_delicate(template):
+            data = pack((m.DONE, *reply))
+        else:
+            self.replies.add(connection, reply, pack, time.monotonic_ns())
             return
-        ends = self._leaving is not None or self._retirement is not None
-        self.reply(connection, data, template.careful or ends)
+        at_once = template.careful or self._leaving is not None or self._retirement is not None
+        if self._leaving is None and objects.register_provisional(lambda: connection.send(data)):
+            return
+        self.replies.send(connection, data, pack, at_once)
+
+    def _is_delicate(self, template: ExecTemplate) -> bool:
+        """Whether a reply must not wait for company: it, or something before it, has to be out."""
+        provisional, registering = self._unregistered
+        return bool(
+            template.careful
+            or self._leaving is not None
+            or self._retirement is not None
+            or provisional
+            or registering
+        )
 
     def load(self, template: ExecTemplate) -> None:
         """The function behind a template."""

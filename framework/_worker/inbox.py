@@ -42,12 +42,28 @@ class Inbox:
             self._idle = False
             self._parking()
 
+    def push_all(self, items: list[Item]) -> None:
+        """Loop: several."""
+        self.items.extend(items)
+        if self._idle:
+            self._idle = False
+            self._parking()
+
     def take(self, idle: Callable[[], object]) -> Item:
         """The next thing to do. `idle()` is called before it is waited for."""
+        if not self._direct:
+            try:
+                next_item = self.items.popleft()
+            except IndexError:
+                pass
+            else:
+                self._caller = next_item[0]
+                return next_item
         direct, self._direct = self._direct, False
+        item: Item | None
         while True:
             try:
-                item: Item | None = self.items.popleft()
+                item = self.items.popleft()
                 if direct and self.items and self._caller is not None:
                     self._caller.shy = limits.DIRECT_AGAIN  # several came behind it: they do so in bursts
             except IndexError:

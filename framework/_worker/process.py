@@ -4,30 +4,24 @@ from __future__ import annotations
 
 import mmap
 import os
-import struct
 import sys
 
 from framework._worker import stdio
-
-_MARK = struct.Struct("<Q")
 
 
 class RunMark:
     """Eight bytes in a file that the node reads after this process has died: which task was running."""
 
-    __slots__ = ("_map",)
+    __slots__ = ("cell",)
 
     def __init__(self, path: str) -> None:
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
         try:
-            os.ftruncate(fd, _MARK.size)
-            self._map = mmap.mmap(fd, _MARK.size)
+            os.ftruncate(fd, 8)
+            #: its only item: a task, 0 for none, or `SEVERAL_TASKS`
+            self.cell = memoryview(mmap.mmap(fd, 8)).cast("Q")
         finally:
             os.close(fd)
-
-    def set(self, unique: int) -> None:
-        """A task, 0 for none, or `SEVERAL_TASKS`."""
-        _MARK.pack_into(self._map, 0, unique)
 
 
 def end_fork(error: BaseException | None) -> None:

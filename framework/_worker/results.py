@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import pickle
 from typing import TYPE_CHECKING, Any
 
 from framework._base import limits
@@ -11,9 +12,11 @@ from framework._net.connection import Connection
 from framework._runtime.context import TaskContext
 from framework._serial import values
 from framework._serial.errors import encode_error
+from framework._serial.pickler import PROTOCOL
 from framework._wire import messages as m
 from framework._worker.arguments import ArgumentLost
 from framework._worker.interruption import Interrupt
+from framework._worker.replies import Result, write_out
 from framework._worker.templates import ExecTemplate
 from framework.exceptions import FrameworkError, TaskCancelledError
 
@@ -32,17 +35,24 @@ class Results:
 
     def encode(
         self, connection: Connection, template: ExecTemplate, unique: int, micros: int, result: Any
-    ) -> tuple[bytes, list[Any] | None]:
-        """The frame of a result, and the references in it."""
+    ) -> tuple[bytes | Result, list[Any] | None]:
+        """The reply with a result (its frame, or its fields if they are small), and the references in it."""
         returns = template.returns
-        pack = self._executor.thread.pack
         if returns == 1:
-            if type(result) in values.ATOM_TYPES and values.is_atom(result):
-                return pack((m.DONE, unique, micros, result)), None
+            kind = type(result)
+            if kind in values.ATOM_TYPES and values.is_atom(result):
+                if kind is not str or len(result) <= limits.LIGHT_ARGUMENT:
+                    return (unique, micros, result), None
+                return self._executor.thread.pack((m.DONE, unique, micros, result)), None
+            if kind is bytes and len(result) <= limits.LIGHT_ARGUMENT:
+                return (unique, micros, pickle.dumps(result, PROTOCOL)), None
             wire, refs = self._wire_of(
                 connection, template, unique, 1, result, f"the result of {template.name}()"
             )
-            return pack((m.DONE, unique, micros, wire)), refs
+            if type(wire) is bytes and len(wire) <= limits.LIGHT_ARGUMENT:
+                return (unique, micros, wire), refs
+            return self._executor.thread.pack((m.DONE, unique, micros, wire)), refs
+        pack = self._executor.thread.pack
         if returns < 0:
             return pack((m.DONE, unique, micros, result)), None
         if returns == 0:
@@ -141,7 +151,7 @@ class Results:
     def _send_item(self, connection: Connection, template: ExecTemplate, data: bytes) -> None:
         connection.send(data)
         if template.careful:
-            self._executor.write_out(connection)
+            write_out(connection)
 
 
 def _exit_error(error: SystemExit) -> BaseException:

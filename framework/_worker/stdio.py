@@ -49,7 +49,7 @@ class LineWriter(io.BufferedIOBase):
         self._current = current
         # Reentrant: signal handlers and finalizers print too, also in the middle of a write.
         self._lock = threading.RLock()
-        self._partials: dict[int, tuple[str, bytes]] = {}  # by thread: whose text, text without newline
+        self.partials: dict[int, tuple[str, bytes]] = {}  #: by thread: whose text, text without newline
         self._written_name = ""
         self._at_line_start = True
         self._last_writer = 0
@@ -67,14 +67,14 @@ class LineWriter(io.BufferedIOBase):
         me = threading.get_ident()
         name = self._current.name
         with self._lock:
-            begun_by, begun = self._partials.pop(me, (name, b""))
+            begun_by, begun = self.partials.pop(me, (name, b""))
             if begun_by == name:
                 chunk = begun + chunk
             else:
                 self._emit(me, begun_by, begun)
             end = len(chunk) if len(chunk) > LINE_BYTES else chunk.rfind(b"\n") + 1
             if end < len(chunk):
-                self._partials[me] = (name, chunk[end:])
+                self.partials[me] = (name, chunk[end:])
             if end:
                 self._emit(me, name, chunk[:end])
         return size
@@ -83,18 +83,14 @@ class LineWriter(io.BufferedIOBase):
         """Write the unfinished line of the calling thread."""
         me = threading.get_ident()
         with self._lock:
-            if (partial := self._partials.pop(me, None)) is not None:
+            if (partial := self.partials.pop(me, None)) is not None:
                 self._emit(me, *partial)
-
-    def has_partials(self) -> bool:
-        """Whether a line is unfinished."""
-        return bool(self._partials)
 
     def flush_all(self) -> None:
         """Write the unfinished lines of all threads, each as a line of its own."""
         with self._lock:
-            while self._partials:
-                thread, partial = self._partials.popitem()
+            while self.partials:
+                thread, partial = self.partials.popitem()
                 self._emit(thread, *partial)
 
     def close(self) -> None:
@@ -103,7 +99,7 @@ class LineWriter(io.BufferedIOBase):
     def after_fork(self) -> None:
         """In a forked child: a thread that is not here may have held the lock; its text is the parent's."""
         self._lock = threading.RLock()
-        self._partials.clear()
+        self.partials.clear()
 
     def _emit(self, thread: int, name: str, text: bytes) -> None:
         head = b""
@@ -136,6 +132,11 @@ def redirect(out_path: str, err_path: str) -> None:
     sys.__stdout__, sys.__stderr__ = sys.stdout, sys.stderr  # type: ignore[misc]
 
 
+def current_name() -> CurrentName:
+    """For whoever sets the name so often that a call is too much."""
+    return _current
+
+
 def set_name(name: str) -> None:
     """What is written from now on counts for the task or actor `name`."""
     _current.name = name
@@ -144,7 +145,7 @@ def set_name(name: str) -> None:
 def end_task() -> None:
     """A task is over: what it has printed without a newline is written too, as nobody may ever add one."""
     for writer in _writers:
-        if writer.has_partials():
+        if writer.partials:
             flush()
 
 

@@ -13,7 +13,7 @@ from unittest import mock
 
 from framework._runtime.lineage import Lineage
 from framework._runtime.objects import Objects
-from framework._state.objects import FAILED, Entry
+from framework._state.objects import FAILED, READY, Entry
 from framework._state.tasks import FINISHED, TaskRecord
 from framework._wire.codec import new_packer
 from framework.exceptions import ConnectionFailedError
@@ -141,8 +141,11 @@ class FakeRuntime:
     def discard(self, wire: Any) -> None:
         self.discarded.append(wire)
 
-    def entry_freed(self, entry: Entry) -> None:
-        self.freed.append(entry.id)
+    def entries_freed(self, entries: list[Entry]) -> None:
+        for entry in entries:
+            self.freed.append(entry.id)
+            if entry.state == READY:
+                entry.value = None
 
     def flush_soon(self) -> None:
         """Nothing is sent."""

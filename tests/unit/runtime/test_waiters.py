@@ -19,6 +19,7 @@ from framework._runtime.waiters import (
     first_done,
     mailbox_of,
     register,
+    register_all,
     unregister,
     wait_set,
 )
@@ -74,6 +75,33 @@ def test_a_thread_waits_for_all() -> None:
     assert not waiter.wait(0)
     complete(entries[2])
     assert waiter.wait(0)
+
+
+def test_a_thread_registers_with_many_at_a_time() -> None:
+    entries = [entry(i) for i in range(4)]
+    called: list[Any] = []
+    register(entries[1], called.append)
+    complete(entries[3])
+    waiter = ThreadWaiter(entries, 4, False)
+    register_all([*entries, entries[2]], waiter)  # one of them twice
+    register(entries[0], called.append)
+    assert not entries[3].waiters, "it is done, and has been told"
+    for target in entries[:3]:
+        assert not waiter.wait(0)
+        complete(target)
+    assert waiter.wait(0)
+    assert called == entries[:2]
+
+
+def test_a_thread_that_has_registered_with_many_gives_up() -> None:
+    entries = [entry(i) for i in range(3)]
+    waiter, keep = ThreadWaiter(entries, 3, False), [].append
+    register_all(entries, waiter)
+    register(entries[0], keep)
+    for target in entries:
+        unregister(target, keep if target is entries[1] else waiter)  # (that one is not registered there)
+    assert entries[0].waiters == [keep]
+    assert (entries[1].waiters, entries[2].waiters) == ((waiter,), None)
 
 
 def test_a_thread_waits_for_some() -> None:

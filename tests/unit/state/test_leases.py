@@ -47,6 +47,16 @@ def test_unknown_functions_go_one_to_each_lease() -> None:
     assert key.wanted() is None, "the node knows already"
 
 
+def test_a_lease_that_has_run_empty_while_tasks_wait_is_used_by_the_next_dispatch() -> None:
+    key, (lease,) = key_with(1)
+    enqueue(key, tasks(2, template()))
+    for unique in (1, 2):
+        assert [(at, task.unique) for at, task in key.dispatch()] == [(lease, unique)]
+        assert not key.free
+        key.finished(lease.inflight[unique], 1.0)
+    assert list(key.free) == [lease]
+
+
 def test_spread_sends_nothing_ahead() -> None:
     key = KeyState(1, {"CPU": 10_000}, None, ["SPREAD"])
     leases = [Lease(i, key, b"w%d" % i, "a", [], None, 0.0) for i in range(2)]

@@ -137,6 +137,16 @@ def test_a_returned_worker_goes_to_its_own_job() -> None:
     assert (other.owner, other.worker) == ("b", state.workers[b"w2"])
 
 
+def test_who_waits_for_more_of_a_kind_is_not_asked_to_give_back_what_it_has_of_it() -> None:
+    state = node(1)
+    for key in (1, 2):
+        state.describe_key("a", key, cpus(), (), JOB)
+    state.demand("a", 1, 1, 0)
+    grants(up(state, b"w1"))
+    assert state.demand("a", 1, 5, 1) == []
+    assert state.demand("a", 2, 1, 0) == [("pressure", "a")], "it may be idle, and wanted for the other"
+
+
 def test_owners_take_turns() -> None:
     state = node(4)
     for owner in ("a", "b"):
