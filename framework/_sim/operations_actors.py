@@ -23,6 +23,7 @@ class Subject:
         self.kind = kind
         self.restarts = restarts
         self.retries = retries
+        self.deaths = 0  #: that the program itself means it to die
         self.actor = op.actor(kind, restarts, retries, options.get("name", ""))
         if kind == "threads":
             options["max_concurrency"] = op.rng.randint(2, 4)
@@ -37,7 +38,10 @@ class Subject:
 
     def risk(self) -> Risk:
         # (Since it was made: a call may meet the end of an earlier life.)
-        return Risk("call", self.since, retries=self.retries, restarts=self.restarts)
+        retries, restarts = (
+            most if most < 0 else max(0, most - self.deaths) for most in (self.retries, self.restarts)
+        )
+        return Risk("call", self.since, retries=retries, restarts=restarts)
 
     def call(self, caller: int, x: int, seconds: float = 0.0, what: str = "") -> tuple[Any, Expect]:
         """The next call of this caller."""
@@ -145,6 +149,7 @@ async def restart(op: Operation) -> None:
     kind = _kind(op)
     restarts, retries = op.rng.choice([1, 2, -1]), op.rng.choice([0, 1, -1])
     subject = Subject(op, kind, restarts, retries)
+    subject.deaths = 1
     waits = [subject.call(0, place) for place in range(op.rng.randint(0, 3))]
     deadly, expect = subject.call(0, 77, 0.0, "die once")
     waits.append((deadly, expect))
