@@ -69,6 +69,7 @@ class SimWorld:
         if node is None or not node.alive:
             return
         self.note("node_removed", node=node_id, graceful=graceful)
+        self.faults_possible = True  # from here on: others' actors may have been there
         os.kill(node.process.pid, signal.SIGTERM if graceful else signal.SIGKILL)
         while node.alive:
             await asyncio.sleep(0.05)
