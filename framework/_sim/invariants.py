@@ -238,8 +238,10 @@ def of_runtime(runtime: Any) -> Iterator[str]:
 
 
 def of_reachable(nodes: Sequence[Any], runtimes: Sequence[Any]) -> Iterator[str]:
-    """Nothing that a living owner needs was freed in the store that has it."""
+    """Nothing that a living owner needs was freed in the store that has it; those on a node that was declared
+    dead are over, even if they have not heard of it."""
     stores = {node.node.node_id: node.store.state for node in nodes}
+    sides = {node.node.node_id: node.cluster for node in nodes if node.cluster is not None}
     for runtime in runtimes:
         if runtime.dead is not None or runtime.closing:
             continue
@@ -251,6 +253,9 @@ def of_reachable(nodes: Sequence[Any], runtimes: Sequence[Any]) -> Iterator[str]
                 continue
             store = stores.get(wire[5])
             if store is None or entry.id != wire[1] or entry.id in runtime.store._made_again:
+                continue
+            side = sides.get(wire[5])
+            if side is not None and side.neighbours.dead(runtime.store.node_id) is not None:
                 continue
             block = store.blocks.get(entry.id)
             if (block is not None and block.deleting) or entry.id in store._freed_early:
