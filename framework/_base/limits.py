@@ -69,6 +69,8 @@ WORKER_START_ATTEMPTS: Final = (
     3  #: processes that may die in a row while they start, before tasks fail for it
 )
 WORKER_IDLE_TIMEOUT: Final = 1.0  #: idle workers beyond one per CPU are ended after this time
+WORKERS_AT_HAND: Final = 2  #: so many workers without an actor are there (or fewer, with fewer CPUs), ...
+WORKER_REPLENISH: Final = 0.01  #: ... so long after actors have taken those that were
 RETIRED_LOOK: Final = 0.005  #: a worker that has reached `max_calls` looks so often whether it may end
 RETIRED_LOOKS: Final = 20  #: and after so many looks, ...
 RETIRED_SELDOM: Final = 0.25  #: ... so often

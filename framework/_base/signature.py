@@ -123,8 +123,13 @@ def _counted(number: int, noun: str) -> str:
 
 def is_async_class(cls: type) -> bool:
     """Whether the actors of a class run their methods on an event loop: one of them is a coroutine."""
-    for _, member in inspect.getmembers_static(cls):
-        function = member.__func__ if isinstance(member, staticmethod | classmethod) else member
-        if inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function):
-            return True
+    seen: set[str] = set()
+    for base in cls.__mro__[:-1]:  # (inspect.getmembers_static takes long, at each start of an actor)
+        for name, member in vars(base).items():
+            if name in seen:
+                continue
+            seen.add(name)
+            function = member.__func__ if isinstance(member, staticmethod | classmethod) else member
+            if inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function):
+                return True
     return False

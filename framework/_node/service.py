@@ -80,6 +80,7 @@ class NodeService:
         self._reap_timer: asyncio.TimerHandle | None = None
         self._load_timer: asyncio.TimerHandle | None = None
         self._again_timer: asyncio.TimerHandle | None = None
+        self._replenish_timer: asyncio.TimerHandle | None = None
         self.forwarding: Forwarding | None = None  #: in a cluster
         self._total_told = 0  #: which state of the total the head knows
         self.stopping = False
@@ -177,7 +178,7 @@ class NodeService:
         self.output.stop()
         if self.forwarding is not None:
             self.forwarding.close()
-        for timer in (self._reap_timer, self._load_timer, self._again_timer):
+        for timer in (self._reap_timer, self._load_timer, self._again_timer, self._replenish_timer):
             if timer is not None:
                 timer.cancel()
         self.processes.stop()
@@ -269,6 +270,7 @@ class NodeService:
                 self.processes.start(command[1])
             elif word == "run_actor":
                 self.actors.run(command[1], command[2])
+                self.replenish_soon()
             elif word == "infeasible":
                 self.leases.infeasible(*command[1:])
             elif word == "waits":
@@ -355,6 +357,16 @@ class NodeService:
             self.stop_process(frame[1])
 
     # ---- idle workers --------------------------------------------------------------------------------
+
+    def replenish_soon(self) -> None:
+        """An actor has taken a worker: see that there are others for the next ones."""
+        if self._replenish_timer is None and not self.stopping:
+            self._replenish_timer = self._loop.call_later(limits.WORKER_REPLENISH, self._replenish)
+
+    def _replenish(self) -> None:
+        self._replenish_timer = None
+        if not self.stopping and not self.state.draining:
+            self.run(self.state.replenish(min(self._prestart, limits.WORKERS_AT_HAND)))
 
     def watch_idle(self) -> None:
         """Look at idle workers after a while."""

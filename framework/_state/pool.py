@@ -210,6 +210,17 @@ class Pool:
         self.starting[()] = self.starting.get((), 0) + count
         return [("start", ())] * count
 
+    def replenish(self, keep: int) -> list[Command]:
+        """Actors have taken workers for good: start others in their place, so that there are `keep` of them
+        for what comes next. Not while somebody waits for one that is being started: those come first."""
+        if self._awaiting.get(()):
+            return []
+        there = sum(
+            1 for w in self.workers.values() if w.env == () and w.state in (IDLE, LEASED) and not w.ending
+        )
+        missing = keep - there - self.starting.get((), 0)
+        return self.prestart(missing) if missing > 0 else []
+
     def worker_up(self, worker: Worker, now: float) -> list[Command]:
         """A started process has registered."""
         self.workers[worker.worker_id] = worker

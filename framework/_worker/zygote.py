@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import functools
-import gc
 import os
 import select
 import signal
@@ -55,6 +54,8 @@ def run_zygote(
         os.environ["FRAMEWORK_OMP_DEFAULT"] = "1"  # nobody chose it: workers follow num_cpus, as Ray's do
     import msgpack
 
+    from framework._worker.settling import settle
+
     read_fd, write_fd = os.pipe()
     os.set_blocking(read_fd, False)
     os.set_blocking(write_fd, False)
@@ -63,8 +64,7 @@ def run_zygote(
     unpacker = msgpack.Unpacker(read_size=DECODER_BUFFER, max_buffer_size=MAX_ZYGOTE_BUFFER)
     sock.setblocking(True)
     preload()
-    gc.collect()
-    gc.freeze()
+    settle(fill=False)  # (somebody waits)
     forks = 0
     early: float | None = EARLY_WAIT
     watched: list[Any] = [sock, read_fd]
@@ -86,8 +86,7 @@ def run_zygote(
                 break
         if early is not None and (forks >= EARLY_FORKS or not ready):
             preload_libraries()
-            gc.collect()
-            gc.freeze()
+            settle(fill=True)
             early = None
             for worker_id, env, config in unpacker:  # those that have waited
                 _fork(sock, (read_fd, write_fd), worker_id, env, config, msgpack.packb)
@@ -124,7 +123,8 @@ def _fork(
         for fd in pipe:
             os.close(fd)
         die_with_parent(parent)
-        os.environ.update(env)
+        if env:
+            os.environ.update(env)
         from framework._worker.main import run_worker
 
         code = run_worker(config, env)

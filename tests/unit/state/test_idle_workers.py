@@ -104,3 +104,29 @@ def test_a_returned_worker_is_not_handed_on_to_another_job() -> None:
     assert worker.allocation is None
     [(word, owner, _, _)] = state.worker_up(Worker(b"fresh", 2, "", (), None), 2.0)
     assert (word, owner) == ("grant", "stranger")
+
+
+def test_workers_that_actors_have_taken_are_replaced() -> None:
+    state = NodeState({"CPU": 4 * UNIT})
+    state.prestart(2)
+    assert state.replenish(2) == [], "both are under way"
+    for name in (b"v", b"w"):
+        state.worker_up(Worker(name, 1, "", (), None), 0.0)
+    assert state.replenish(2) == []
+    assert [word for word, *_ in state.place_actor(b"a", {}, (), b"job")] == ["run_actor"]
+    assert state.replenish(2) == [("start", ())]
+    assert state.replenish(2) == [], "that one is under way"
+    assert [word for word, *_ in state.place_actor(b"b", {}, (), b"job")] == ["run_actor"]
+    # Whoever waits comes first; the worker that is being started is for it.
+    assert state.place_actor(b"c", {}, (), b"job") == []
+    assert state.replenish(2) == []
+    assert [word for word, *_ in state.worker_up(Worker(b"x", 1, "", (), None), 1.0)] == ["run_actor"]
+    assert state.replenish(2) == [("start", ()), ("start", ())]
+
+
+def test_workers_that_tasks_have_used_are_not_replaced() -> None:
+    state = NodeState({"CPU": 4 * UNIT})
+    worker = used_worker(state)
+    assert state.replenish(1) == []
+    state.worker_ending(worker.worker_id)
+    assert state.replenish(1) == [("start", ())]
