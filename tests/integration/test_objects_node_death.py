@@ -242,8 +242,16 @@ def test_what_was_put_there_is_lost_with_its_owner(nodes: Nodes) -> None:
     (ref,) = fw.get(owner.put.remote())
     kept = fw.detach(ref)
     nodes.kill("a")
-    with pytest.raises(exceptions.OwnerDiedError):
-        fw.get(ref, timeout=20)
+
+    def lost() -> bool:
+        """Until its end is known here, the copy that `detach` has brought is given out."""
+        try:
+            fw.get(ref, timeout=20)
+        except exceptions.OwnerDiedError:
+            return True
+        return False
+
+    wait_until(lost)
     assert int(fw.get(kept, timeout=20).sum()) == MIB
 
 
