@@ -107,7 +107,7 @@ class RemoteFunction(Generic[P, Out]):
         /,
     ) -> R: ...
     def remote(self, *args: Any, **kwargs: Any) -> Any:
-        """Submit a call. Never waits, but for some 20 µs now and then in a burst of hundreds, so that workers get
+        """Submit a call. Never waits, but for some 20 µs now and then in a burst of hundreds: so workers get
         the first of them.
 
         Returns an `ObjectRef`; a list of them for ``num_returns`` other than 1 (None for 0); an

@@ -87,9 +87,9 @@ def _every_cpu(settings: Settings, gate: str) -> Iterator[None]:
 def _other_thread(settings: Settings, gate: str) -> Iterator[None]:
     """Another thread of the driver computes in Python, and holds the interpreter's lock when it can.
 
-    It makes no system calls: CPython gives the lock to whoever waits 5 ms for it without a change of hands, and
-    a thread that lets go of it for a moment every 0.1 ms, and is faster to take it again than the other is to
-    wake up, keeps that from happening for seconds.
+    It makes no system calls: CPython gives the lock to whoever waits 5 ms for it without a change of hands.
+    A thread that lets go of it for a moment every 0.1 ms, and takes it again before the other has woken up,
+    keeps that from happening for seconds.
     """
     going = [True]
 
