@@ -273,7 +273,8 @@ class Actors:
     def _dead(self, client: ActorClient, detail: dict[str, Any]) -> None:
         client.state = DEAD
         client.kept = None
-        if client.ending is not None:
+        if client.ending is not None and client.actor_id not in self._ended:
+            # (`kill` says more: that a detached one is to end, too.)
             self._remember(client.actor_id, (m.ACTOR_END, client.actor_id, *client.ending))
         if client.error is None:
             client.error = death_error(client, detail)

@@ -224,7 +224,8 @@ class Summary:
 
         missing = [f"fault: {name}" for name in HAPPENINGS if not self.faults.get(name)]
         missing += [f"path: {name}" for name in PATHS if not self.paths.get(name)]
-        return missing + [f"operation: {name}" for name in WEIGHTS if not self.operations.get(name)]
+        drawn = [name for name, weight in WEIGHTS.items() if weight]
+        return missing + [f"operation: {name}" for name in drawn if not self.operations.get(name)]
 
     @property
     def ok(self) -> bool:
