@@ -41,7 +41,7 @@ PATHS: Final[dict[str, tuple[str, str, str]]] = {
     "a spilled object is read back": ("framework._node.spill", "LocalDisk", "read"),
     "a copy makes room": ("framework._state.store", "StoreState", "_drop_copy"),
     "the head is started again": ("framework._node.head_keeper", "HeadKeeper", "_again"),
-    "a node joins again": ("framework._state.membership", "Membership", "join"),
+    "a node joins": ("framework._state.membership", "Membership", "join"),
 }
 
 

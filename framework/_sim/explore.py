@@ -25,7 +25,7 @@ SECONDS: Final = 120.0
 #: Schedules under which `shrink` tries each smaller run.
 SCHEDULES: Final = 4
 #: Seeds after which each fault and each path must have been reached.
-ENOUGH: Final = 300
+ENOUGH: Final = 1_000
 #: What happens to the cluster, of which a long series must meet all.
 HAPPENINGS: Final = (
     "crash of a worker",

@@ -126,7 +126,7 @@ def test_what_was_never_reached_fails_a_long_series() -> None:
     summary = series(ENOUGH, Plan())
     assert summary.never() == ["fault: reset", "path: a borrower is lost", "operation: put"]
     assert not summary.ok and summary.to_json()["never"] == summary.never()
-    assert "NEVER REACHED in 300 seeds: fault: reset" in "\n".join(summary.lines())
+    assert f"NEVER REACHED in {ENOUGH} seeds: fault: reset" in "\n".join(summary.lines())
 
 
 def test_failures_are_told_with_their_replay() -> None:
