@@ -72,12 +72,13 @@ class Readers:
             self._paused.pop(reading, None)
 
     def pause(self, fd: int, reading: Reading) -> None:
-        self._paused[reading] = None
         try:
             # (A hang-up is reported whatever one asks for; with this, only once.)
             self._epoll.modify(fd, select.EPOLLONESHOT)
         except (OSError, ValueError):
-            pass  # removed, or the loop has ended
+            return  # removed, or the loop has ended
+        # Last, so that what is paused is in here, even if another thread resumes it at the same time.
+        self._paused[reading] = None
 
     def resume(self, fd: int, reading: Reading) -> None:
         self._paused.pop(reading, None)
@@ -232,6 +233,9 @@ class Reading:
             return False
         if before is None:
             self._readers.pause(self._fd, self)
+            if self.turn is None:  # taken away and given back before it was paused
+                self._readers.resume(self._fd, self)
+                return False
         else:
             self._leave(before)
         if turn.host is not None and not turn.host.add(self._fd, turn):

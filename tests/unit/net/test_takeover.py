@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import os
 import random
+import select
 import socket
 import threading
 from collections.abc import Iterator
@@ -15,7 +16,7 @@ import uvloop
 
 from framework._net import takeover
 from framework._net.connection import Connection
-from framework._net.takeover import Parking, Readers, Turn
+from framework._net.takeover import Parking, Readers, Reading, Turn
 from support.shared_reading import ITEM, Shared, readable, wait_for
 
 pytestmark = pytest.mark.skipif(not takeover.AVAILABLE, reason="needs epoll")
@@ -125,6 +126,54 @@ def test_a_thread_that_comes_again_is_not_late(shared: Shared) -> None:
         assert shared.read_one(turn)
         shared.reading.give_back(turn)
     assert shared.frames == [0, 1, 2] and not shared.by_loop
+
+
+@pytest.mark.parametrize("meanwhile", ["over", "another's"])
+def test_given_back_before_it_was_paused(
+    shared: Shared, monkeypatch: pytest.MonkeyPatch, meanwhile: str
+) -> None:
+    """Another thread takes it from one that has only begun to take it, and is the first to be done."""
+    reading, pause = shared.reading, shared.readers.pause
+    first, second, third = Turn(), Turn(), Turn()
+
+    def late(fd: int, paused: Reading) -> None:
+        monkeypatch.undo()
+        reading.take_back(first)
+        assert reading.take(second)
+        reading.give_back(second)
+        if meanwhile == "another's":
+            assert reading.take(third)
+        pause(fd, paused)
+
+    monkeypatch.setattr(Readers, "pause", lambda readers, fd, paused: late(fd, paused))
+    taken = reading.take(first)
+    if meanwhile == "another's":
+        reading.give_back(third)
+    else:
+        assert not taken
+    shared.send(1)
+    wait_for(lambda: shared.frames == [1])
+    assert reading.turn is None
+
+
+def test_resumed_while_it_is_paused(shared: Shared) -> None:
+    """Whatever comes first, the loop knows of everything that is paused, and finds it when it looks."""
+
+    class Epoll:
+        def modify(self, fd: int, mask: int) -> None:
+            if mask == select.EPOLLONESHOT:
+                shared.readers.resume(fd, shared.reading)
+            epoll.modify(fd, mask)
+
+    epoll, shared.readers._epoll = shared.readers._epoll, Epoll()  # type: ignore[assignment]
+    try:
+        shared.readers.pause(shared.reading.fileno(), shared.reading)
+    finally:
+        shared.readers._epoll = epoll
+    shared.send(1)
+    shared.turns()
+    shared.on_loop(shared.readers.look)
+    wait_for(lambda: shared.frames == [1])
 
 
 def test_interrupted_while_it_gave_back(shared: Shared) -> None:
@@ -252,15 +301,8 @@ def test_order_whoever_reads(shared: Shared, seed: int) -> None:
     for thread in threads:
         thread.start()
     shared.on_loop(look)
-    data = b"".join(shared.pack([ITEM, [number]]) for number in range(count))
     try:
-        while data:
-            size = dice.choice((1, len(shared.pack([ITEM, [count]])), dice.randrange(1, 400)))
-            shared.sock.sendall(data[:size])
-            data = data[size:]
-            if dice.random() < 0.3:
-                threading.Event().wait(0.0001)
-        wait_for(lambda: len(shared.frames) >= count)
+        shared.send_in_pieces(count, dice)
     finally:
         over.set()
         for thread in threads:
