@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from framework._base import limits
 from framework._base.ids import SEVERAL_TASKS
 from framework._net.connection import Connection
-from framework._runtime.frames import buffer_tasks
+from framework._runtime.frames import send_tasks
 from framework._state.fates import Fate, fates
 from framework._state.objects import Entry
 from framework._state.suspects import Suspects
@@ -194,9 +194,7 @@ class ActorClient:
             return
         prepare = self._actors.runtime.catalogue.prepare
         while tasks := self._take_calls(connection):
-            buffer_tasks(connection, tasks, prepare)
-            connection.read_by_loop()
-            connection.flush()
+            send_tasks(connection, tasks, prepare)
 
     def _take_calls(self, connection: Connection) -> list[TaskRecord]:
         """The next calls that may leave now, which are in flight from here on: not too many at a time, as

@@ -27,10 +27,12 @@ def frame_of(task: TaskRecord, pack: Callable[[Any], bytes]) -> bytes:
     return frame
 
 
-def buffer_tasks(
+def send_tasks(
     connection: Connection, tasks: list[TaskRecord], prepare: Callable[[Connection, Template], None]
 ) -> None:
-    """Loop: have these sent, in this order. Those that are not packed yet go in frames of many."""
+    """Loop: send these, in this order. Those that are not packed yet go in frames of many. What comes
+    of them is read by the loop."""
+    connection.read_by_loop()
     known = connection.state.templates
     task_op = m.TASK
     together: list[tuple[Any, ...]] = []
@@ -50,6 +52,7 @@ def buffer_tasks(
             _buffer(connection, together)
             connection.buffer(frame)
     _buffer(connection, together)
+    connection.flush()
 
 
 def _buffer(connection: Connection, together: list[tuple[Any, ...]]) -> None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from framework._base import limits
 from framework._base.resources import lendable
 from framework._net.connection import Connection, Frame
-from framework._runtime.frames import buffer_tasks
+from framework._runtime.frames import send_tasks
 from framework._runtime.task_errors import crashed, group_removed, unschedulable
 from framework._state.bundles import REMOVED
 from framework._state.leases import KeyState, Lease
@@ -64,9 +64,7 @@ class Leasing:
             with self._submitter.outcome:
                 sends = key.dispatch()
             for lease, tasks in _by_lease(sends).items():
-                buffer_tasks(lease.connection, tasks, self._catalogue.prepare)
-                lease.connection.read_by_loop()
-                lease.connection.flush()
+                send_tasks(lease.connection, tasks, self._catalogue.prepare)
                 if lease.connection.full and not lease.full:
                     lease.full = True
                     lease.connection.when_drained(partial(self._drained, lease))

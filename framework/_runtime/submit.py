@@ -3,7 +3,7 @@ becomes of them: `outcomes`.)
 
 The user's thread encodes the arguments and appends the task to a deque; the loop is woken once per batch.
 From there on all happens on the loop. Tasks with small arguments are packed when they are sent, many in one
-frame (`buffer_tasks`); others by the user's thread, or when their arguments are known, and the frame is kept,
+frame (`send_tasks`); others by the user's thread, or when their arguments are known, and the frame is kept,
 so that it can be sent again.
 """
 

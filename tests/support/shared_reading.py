@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 import select
 import socket
 import threading
@@ -63,6 +64,17 @@ class Shared:
 
     def send(self, *numbers: int) -> None:
         self.sock.sendall(b"".join(self.pack([ITEM, [number]]) for number in numbers))
+
+    def send_in_pieces(self, count: int, dice: random.Random) -> None:
+        """The numbers up to `count`, cut anywhere, with pauses; returns when all were dealt with."""
+        data = b"".join(self.pack([ITEM, [number]]) for number in range(count))
+        while data:
+            size = dice.choice((1, len(self.pack([ITEM, [count]])), dice.randrange(1, 400)))
+            self.sock.sendall(data[:size])
+            data = data[size:]
+            if dice.random() < 0.3:
+                threading.Event().wait(0.0001)
+        wait_for(lambda: len(self.frames) >= count)
 
     def read_one(self, turn: Turn) -> bool:
         """As a thread does that waits for a frame, or a loop of the application."""

@@ -23,7 +23,7 @@ from framework._net import takeover
 from framework._net.host import Host, Stay
 from framework._net.takeover import Turn
 from framework._wire.codec import DECODE_ERRORS, unpack_frame
-from support.shared_reading import ITEM, Shared, readable, wait_for
+from support.shared_reading import Shared, readable, wait_for
 
 pytestmark = pytest.mark.skipif(not takeover.AVAILABLE, reason="needs epoll")
 
@@ -75,6 +75,14 @@ class App:
     def turns(self, count: int = 3) -> None:
         for _ in range(count):
             self.on_loop(lambda: None)
+
+    def being(self, state: str) -> contextlib.AbstractContextManager[None]:
+        """ "running", "blocked" meanwhile, "stopped", or "closed"."""
+        if state == "stopped":
+            self.stop()
+        elif state == "closed":
+            self.close()
+        return self.blocked() if state == "blocked" else contextlib.nullcontext()
 
     @contextlib.contextmanager
     def blocked(self) -> Iterator[None]:
@@ -171,11 +179,7 @@ def test_what_it_leaves_is_for_the_runtime(shared: Shared, app: App) -> None:
 @pytest.mark.parametrize("state", ["running", "blocked", "stopped", "closed"])
 def test_recalled_whatever_it_does(shared: Shared, app: App, state: str) -> None:
     assert app.take()
-    if state == "stopped":
-        app.stop()
-    elif state == "closed":
-        app.close()
-    with app.blocked() if state == "blocked" else contextlib.nullcontext():
+    with app.being(state):
         assert shared.reading.recall()
         assert not shared.reading.recall()
         shared.send(1)
@@ -186,11 +190,7 @@ def test_recalled_whatever_it_does(shared: Shared, app: App, state: str) -> None
 @pytest.mark.parametrize("state", ["running", "blocked", "stopped", "closed"])
 def test_a_thread_takes_it_away(shared: Shared, app: App, state: str) -> None:
     assert app.take()
-    if state == "stopped":
-        app.stop()
-    elif state == "closed":
-        app.close()
-    with app.blocked() if state == "blocked" else contextlib.nullcontext():
+    with app.being(state):
         turn = Turn()
         assert shared.reading.take(turn)
         shared.send(1)
@@ -432,15 +432,8 @@ def test_order_whoever_reads(shared: Shared, app: App, seed: int) -> None:
     thread.start()
     app.on_loop(lambda: again(random.Random(seed + 2)))
     shared.on_loop(look)
-    data = b"".join(shared.pack([ITEM, [number]]) for number in range(count))
     try:
-        while data:
-            size = dice.choice((1, len(shared.pack([ITEM, [count]])), dice.randrange(1, 400)))
-            shared.sock.sendall(data[:size])
-            data = data[size:]
-            if dice.random() < 0.3:
-                threading.Event().wait(0.0001)
-        wait_for(lambda: len(shared.frames) >= count)
+        shared.send_in_pieces(count, dice)
     finally:
         over.set()
         thread.join(10)

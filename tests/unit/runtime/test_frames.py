@@ -6,7 +6,7 @@ from typing import Any
 
 from framework._base import limits
 from framework._runtime.encoding import is_light, is_plain
-from framework._runtime.frames import NO_ARGUMENTS, buffer_tasks, frame_of
+from framework._runtime.frames import NO_ARGUMENTS, frame_of, send_tasks
 from framework._runtime.peers import PeerState
 from framework._state.tasks import TaskRecord, Template
 from framework._wire import messages as m
@@ -25,6 +25,9 @@ class FakeConnection:
     def flush(self) -> None:
         """Nothing is sent."""
 
+    def read_by_loop(self) -> None:
+        """Nobody else reads."""
+
     def prepare(self, _: Any, template: Template) -> None:
         self.state.templates.add(template.tid)
         self.frames.append([m.TEMPLATE, template.tid])
@@ -35,7 +38,7 @@ ONE, TWO = (Template(tid, "f", 1, b"", {}, None, None) for tid in (1, 2))
 
 def buffered(*tasks: TaskRecord) -> list[list[Any]]:
     connection: Any = FakeConnection()
-    buffer_tasks(connection, list(tasks), connection.prepare)
+    send_tasks(connection, list(tasks), connection.prepare)
     for frame in connection.frames:
         if frame[0] != m.TEMPLATE:
             assert m.check(frame) == frame[0]
