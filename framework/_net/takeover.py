@@ -72,12 +72,14 @@ class Readers:
             self._paused.pop(reading, None)
 
     def pause(self, fd: int, reading: Reading) -> None:
+        self._paused[reading] = None
         try:
             # (A hang-up is reported whatever one asks for; with this, only once.)
             self._epoll.modify(fd, select.EPOLLONESHOT)
         except (OSError, ValueError):
             return  # removed, or the loop has ended
-        # Last, so that what is paused is in here, even if another thread resumes it at the same time.
+        # Again: whatever is paused must be in here, even if another thread has just resumed it. (And before
+        # that, too, as a signal handler may raise here.)
         self._paused[reading] = None
 
     def resume(self, fd: int, reading: Reading) -> None:
@@ -233,7 +235,7 @@ class Reading:
             return False
         if before is None:
             self._readers.pause(self._fd, self)
-            if self.turn is None:  # taken away and given back before it was paused
+            if self._is_nobodys():  # taken away and given back before it was paused
                 self._readers.resume(self._fd, self)
                 return False
         else:
@@ -245,6 +247,9 @@ class Reading:
             return True
         self.give_back(turn)
         return False
+
+    def _is_nobodys(self) -> bool:
+        return self.turn is None
 
     def take_back(self, turn: Turn) -> None:
         """Any thread: end a turn that is not used, or a host's."""
