@@ -180,6 +180,7 @@ ACTORS_ENDED_KEPT: Final = 1_000  #: actors whose end a process tells again to a
 MAX_DEAD_KEPT: Final = 10_000  #: dead actors that are remembered, for whoever still asks why; oldest go first
 DEAD_BYTES_KEPT: Final = 16 * 1024 * 1024  #: and no more of them than that: errors may be long
 MAX_FREED_EARLY: Final = 10_000  #: objects that were freed before their writer had reported them
+TRIM_INTERVAL: Final = 30.0  #: after which nodes and heads give memory back that lies in pieces
 
 # --- clusters: token, certificate, processes --------------------------------------------------------
 TOKEN_SIZE: Final = 32  #: bytes of a cluster's shared secret

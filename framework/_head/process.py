@@ -20,7 +20,7 @@ from framework._net.listener import Listener
 from framework._net.tcp import PeerListener, bind_tcp
 from framework._service.credentials import read_private, write_private
 from framework._service.private import write_whole
-from framework._service.serving import log_into, new_loop, wake_at_end_of
+from framework._service.serving import keep_heap_small, log_into, new_loop, wake_at_end_of
 from framework._wire import messages as m
 from framework.exceptions import FrameworkError
 
@@ -196,6 +196,7 @@ def run_head(
         except OSError as error:
             os.write(config["ready_fd"], f"!the head cannot listen at {process.facts.head}: {error}".encode())
             raise
+        keep_heap_small(loop)
         loop.run_forever()
         code = 0
     except BaseException:

@@ -23,7 +23,7 @@ from framework._node.hardware import default_resources
 from framework._node.service import NodeService
 from framework._node.session import sweep_session, sweep_stale_sessions, write_node_pid
 from framework._node.store_service import StoreService
-from framework._service.serving import log_into, new_loop, wake_at_end_of
+from framework._service.serving import keep_heap_small, log_into, new_loop, wake_at_end_of
 from framework._wire import messages as m
 from framework.exceptions import FrameworkError, ProtocolError
 
@@ -312,6 +312,7 @@ def run_node(
             process.start_in_cluster(zygote_sock, zygote_pid)
         else:
             process.start(zygote_sock, zygote_pid)
+        keep_heap_small(loop)
         loop.run_forever()
         code = 0
     except SystemExit:
