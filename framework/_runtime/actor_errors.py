@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from framework._serial.errors import error_from_wire
+from framework._state.actor_records import OWNER_ENDED
 from framework._state.tasks import TaskRecord
 from framework.exceptions import (
     ActorDiedError,
@@ -12,6 +13,7 @@ from framework.exceptions import (
     ActorPlacementGroupRemoved,
     ActorUnavailableError,
     FrameworkError,
+    LocalNodeDiedError,
 )
 
 if TYPE_CHECKING:
@@ -21,6 +23,13 @@ if TYPE_CHECKING:
 def death_error(client: ActorClient, detail: dict[str, Any]) -> BaseException:
     """Of an actor that is dead, from what the head says of it."""
     text = detail.get("text") or "it has ended"
+    if text == OWNER_ENDED and client.creation is not None:  # as we have not, it is us who were given up
+        return LocalNodeDiedError(
+            f"the actor {client.class_name} (actor_id={client.actor_id.hex()}) has ended, as it belongs to "
+            "this process, and this process counts as ended: the head of the cluster has declared its node "
+            "dead, of which it heard nothing for too long. Call framework.shutdown() and framework.init() to "
+            "start anew"
+        )
     error = detail.get("error")
     cause: BaseException | None = None
     if error is not None:

@@ -19,6 +19,9 @@ ALIVE = "ALIVE"
 RESTARTING = "RESTARTING"
 DEAD = "DEAD"
 
+#: what is said of actors that end with the process that they belong to
+OWNER_ENDED: Final = "its owner, the process that created it, has ended"
+
 _SPARED: Final = ("kind", "orderly")  #: of the detail of a death: without them, it is "" and False
 _TOLD: Final = ("class_name", "name", "namespace", "job")  #: of the `spec` of a dead actor
 

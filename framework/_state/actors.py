@@ -19,7 +19,14 @@ from collections.abc import Hashable, Iterable
 from typing import Any, Final
 
 from framework._base.ids import SEVERAL_TASKS
-from framework._state.actor_records import ALIVE, DEAD, RESTARTING, ActorRecord, ActorRecords
+from framework._state.actor_records import (
+    ALIVE,
+    DEAD,
+    OWNER_ENDED,
+    RESTARTING,
+    ActorRecord,
+    ActorRecords,
+)
 from framework.exceptions import ActorAlreadyExistsError
 
 Command = tuple[Any, ...]
@@ -315,7 +322,7 @@ class ActorDirectory:
         for record in list(self._living.values()):
             record.watchers.pop(owner, None)
             if record.owner == owner and (record.waiting or not record.detached):
-                why = "its owner, the process that created it, has ended"
+                why = OWNER_ENDED
                 graceful = bool(record.spec.get("shutdown_hook")) and record.state == ALIVE
                 commands += self.kill(record.actor_id, True, why, force=not graceful, final=True)
                 if graceful:

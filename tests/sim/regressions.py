@@ -153,4 +153,5 @@ REGRESSIONS: list[tuple[int, dict[str, Any], str]] = [
         "a lone task that went to an idle worker of a node known to be dead was waited for forever",
     ),
     (924, {}, "a detached actor that had been killed came back with a head whose disk had lost that"),
+    (2116, {}, "who was given up heard that his actors had died with their owner, which was he himself"),
 ]

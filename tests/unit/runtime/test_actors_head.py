@@ -9,7 +9,10 @@ import pytest
 
 from framework._base import limits
 from framework._runtime.actors import Actors
+from framework._state.actor_records import OWNER_ENDED
+from framework._state.objects import Entry
 from framework._wire import messages as m
+from framework.exceptions import ActorDiedError, LocalNodeDiedError
 
 ACTOR, OTHER = b"a" * 16, b"o" * 16
 
@@ -48,3 +51,14 @@ def test_not_all_of_them_for_ever(actors: Actors, monkeypatch: pytest.MonkeyPatc
     for number in range(5):
         actors.kill(bytes([number]) * 16, True, "why")
     assert [frame[1][0] for frame in told(actors)] == [2, 3, 4]
+
+
+def test_an_actor_that_ended_with_us_tells_that_we_were_given_up(actors: Actors) -> None:
+    """Whoever hears that his own actor ended because its owner has ended is not of this cluster any more."""
+    ours, theirs = actors.client(ACTOR, "Mine"), actors.client(OTHER, "Theirs")
+    ours.creation = Entry(b"c" * 16)
+    for client in (ours, theirs):
+        actors._dead(client, {"text": OWNER_ENDED})
+    assert isinstance(ours.death(), LocalNodeDiedError)
+    assert "Mine" in str(ours.death())
+    assert isinstance(theirs.death(), ActorDiedError)
