@@ -30,6 +30,10 @@ DIRECT_FRAME: Final = 16 * 1024  #: a larger frame is always read by the loop
 DIRECT_AFTER: Final = 3  #: lone frames on a connection, before threads read it that wait for one
 DIRECT_AGAIN: Final = 16  #: the same, after a thread has met what it cannot deal with
 DIRECT_LATE: Final = 1000  #: the same, after an application's loop that reads was found blocked
+SPIN: Final = (
+    100_000  #: nanoseconds for which an idle worker looks for its caller's next call, then it sleeps
+)
+WAKE: Final = 60_000  #: nanoseconds that waking up may take
 DIRECT_DROPS: Final = 64  #: references that may be dropped before the loop is woken for them
 CONNECT_AGAIN: Final = 0.05  #: between attempts to reach an actor that lives
 

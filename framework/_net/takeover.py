@@ -25,6 +25,7 @@ import select
 import socket
 import sys
 import threading
+import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -344,6 +345,16 @@ class Parking:
         """Any thread: end the waiting, or the next one."""
         with contextlib.suppress(BlockingIOError):  # full: it has been woken
             os.write(self._bell, _ONE)
+
+    def look(self, fd: int, nanoseconds: int) -> None:
+        """What `wait` would return for may come at once: look for it so long. Others go first: where they
+        want this core (it may be what is waited for), this costs a system call."""
+        if fd != self._fd:
+            self._watch(fd)
+        poll, now, give_way = self._poll.poll, time.monotonic_ns, os.sched_yield
+        end = now() + nanoseconds
+        while not poll(0) and now() < end:
+            give_way()
 
     def wait(self, fd: int, timeout: float | None) -> bool:
         """Until `fd` (-1: none) is readable, which is True, or somebody calls, or `timeout` seconds are

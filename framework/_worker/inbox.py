@@ -3,6 +3,7 @@ is idle, those that it reads itself (see `framework._net.takeover`)."""
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from collections.abc import Callable
 
@@ -24,7 +25,7 @@ class Inbox:
     `accepts` is asked in that thread whether a TASK frame may be run at once; it may raise `ProtocolError`.
     """
 
-    __slots__ = ("_accepts", "_caller", "_direct", "_idle", "_connections", "_parking", "items")
+    __slots__ = ("_accepts", "_caller", "_connections", "_direct", "_idle", "_parking", "_soon", "items")
 
     def __init__(self, direct: Direct, accepts: Callable[[Connection, Frame], bool]) -> None:
         self._connections = direct
@@ -33,6 +34,7 @@ class Inbox:
         self._caller: Connection | None = None  #: whose task was the last
         self._direct = False  #: the last one was read here
         self._idle = False
+        self._soon = False  #: the last call that it waited for came at once
         self.items: deque[Item] = deque()
 
     def push(self, item: Item) -> None:
@@ -87,7 +89,7 @@ class Inbox:
                 parking.wait(-1, None)
         else:
             assert caller is not None
-            if not self.items and parking.wait(reading.fileno(), None):
+            if not self.items and self._wait_for(reading.fileno()):
                 frame = self._read(caller, reading, turn)
                 if frame is not None:
                     item = (caller, frame)
@@ -98,6 +100,20 @@ class Inbox:
         self._idle = False
         parking.busy = False
         return item
+
+    def _wait_for(self, fd: int) -> bool:
+        """As `Parking.wait`. Where calls come one at a time, and soon, being woken for each takes longer than
+        the call itself: so before it sleeps the thread looks, as long as that was worth it the last time.
+        (Only here, in a process that is ours: what the user's has of its cores it may need for other work.)
+        """
+        began, soon = time.monotonic_ns(), limits.SPIN
+        if self._soon:
+            self._parking.look(fd, soon)
+        else:
+            soon += limits.WAKE
+        readable = self._parking.wait(fd, None)
+        self._soon = time.monotonic_ns() - began < soon
+        return readable
 
     def _read(self, caller: Connection, reading: Reading, turn: Turn) -> Frame | None:
         """A task, if that is what has come, and nothing else."""

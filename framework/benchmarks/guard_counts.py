@@ -28,6 +28,7 @@ from typing import Any
 import msgpack
 
 import framework as fw
+from framework._base import limits
 from framework._net.connection import Connection
 from framework._runtime.current import current
 from framework._wire import messages
@@ -149,6 +150,8 @@ class _Watched:
     def __init__(self) -> None:
         self.spies = Spies()
         self.frames = Frames()
+        # How often it looks for the next call before it sleeps is a matter of time: here it sleeps at once.
+        limits.SPIN = -limits.WAKE  # type: ignore[misc]
 
 
 _watched: list[_Watched] = []

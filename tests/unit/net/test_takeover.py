@@ -9,6 +9,7 @@ import random
 import select
 import socket
 import threading
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -335,6 +336,21 @@ def test_parking_waits_for_a_descriptor() -> None:
         assert parking.wait(one.fileno(), None), "both at once"
         assert not parking.wait(-1, 0), "another, or none, from one time to the next"
         assert parking.wait(one.fileno(), None)
+
+
+def test_parking_looks_before_it_waits() -> None:
+    parking, (ours, theirs) = Parking(), socket.socketpair()
+    with ours, theirs:
+        began = time.monotonic_ns()
+        parking.look(theirs.fileno(), 2_000_000)  # nothing comes
+        assert time.monotonic_ns() - began >= 2_000_000
+        ours.send(b"x")
+        parking.look(theirs.fileno(), 60_000_000_000)
+        assert parking.wait(theirs.fileno(), 0)
+        theirs.recv(1)
+        parking()
+        parking.look(theirs.fileno(), 60_000_000_000)  # it has been called
+        assert not parking.wait(theirs.fileno(), 60)
 
 
 def test_a_thread_has_one_parking_and_a_fork_its_own() -> None:
