@@ -306,6 +306,7 @@ class Forwarding:
         _, numbers, job, units, env, retriable, priority = frame
         node = self._node
         guest = self._guest(connection.ident)
+        node.run(node.state.forget_wishes())
         refused = []
         for number in numbers:
             commands = node.state.lend(guest, number, units, env_key(env), job, retriable, priority)

@@ -82,6 +82,7 @@ def _granted_twice(system: System) -> None:
 @_bug(
     "bundle-kept",
     "a node keeps the bundles of an attempt that another node has made fail",
+    "--faults partition=0.3,stop=0.3 --nodes 3 --operations 10 --kinds group,node,strategies",
 )
 def _bundle_kept(system: System) -> None:
     from framework._state.bundles import Bundles

@@ -347,6 +347,12 @@ class NodeState(Pool):
         demand.expires = now + limits.WISH_LASTS
         return self.schedule()
 
+    def forget_wishes(self) -> list[Command]:
+        """What was kept for wishes that are not repeated any more is free. (Before others are refused it: a
+        node on which nothing else happens would keep it for ever.)"""
+        now = self._clock()
+        return self.schedule() if any(wish.expires <= now for wish in self._wishes.values()) else []
+
     def _wished(self, now: float) -> Waiting:
         """Wishes that hold, as demands."""
         for name in [name for name, demand in self._wishes.items() if demand.expires <= now]:

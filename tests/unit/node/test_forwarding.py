@@ -618,3 +618,24 @@ def test_a_node_that_cannot_be_reached_is_left_out() -> None:
     world.settle()
     assert len(owner.leases) == 4
     world.check()
+
+
+def test_room_kept_for_who_has_stopped_to_wish_is_free() -> None:
+    """Even if nothing else happens on that node."""
+    world = World()
+    one, two, three = (bytes([n]) * 28 for n in (1, 2, 3))
+    node = world.nodes[two]
+    everything = {"CPU": 3 * CPU}
+    wish = world.link(three, two)
+    assert wish is not None
+    node.neighbours.handlers[m.FORWARD_WISH](wish.other, [m.FORWARD_WISH, b"jobB", everything, 0, 0.0])
+    assert node.state._withheld == everything
+    owner = Owner(world.nodes[one], b"jobA")
+    world.owners.append(owner)
+    owner.demand(0, 4)
+    world.arrive()
+    assert len(owner.leases) == 3, "it is kept for the other one, as yet"
+    world.loop.run(world.loop.now + limits.WISH_LASTS)
+    world.settle()
+    assert len(owner.leases) == 4
+    world.check()
