@@ -245,6 +245,9 @@ class ClusterHead(HeadService):
         self._leaving[ident] = self._loop.call_later(seconds, self._late, ident)
 
     def _late(self, ident: bytes) -> None:
+        if self.membership.held_up(self._loop.time()):
+            self._expect(ident, limits.OWNER_BACK)
+            return
         del self._leaving[ident]
         if not self._watched(ident):  # (else its node will tell)
             self._owner_gone(ident)

@@ -42,6 +42,7 @@ ROW: Final[Row] = {
     "head": False,
 }
 _KEPT: Final = ("host", "port", "data_port", "total", "labels", "hostname", "pid", "session_dir", "head")
+_HELD_UP: Final = 1.0  #: seconds without a look, after which this process did not run
 _ALL: Final = "all"
 _LOAD: Final = "load"
 
@@ -96,6 +97,7 @@ class Membership:
         self._dead: dict[bytes, None] = {}
         self._changed: dict[bytes, str] = {}
         self._looked: float | None = None  #: when `verdicts` was last asked for
+        self._held_up_until = 0.0
 
     # ---- what nodes say ------------------------------------------------------------------------------
 
@@ -183,12 +185,18 @@ class Membership:
 
     # ---- verdicts ------------------------------------------------------------------------------------
 
+    def held_up(self, now: float) -> bool:
+        """Whether this process did not run for a while, up to a moment ago: then nobody could be heard, and
+        who seems to be late may only be waiting for an answer."""
+        return now < self._held_up_until or (self._looked is not None and now - self._looked > _HELD_UP)
+
     def verdicts(self, now: float) -> list[Command]:
         """To be asked several times a second: who is dead by now."""
         if self._looked is not None:
-            held_up = now - self._looked - 1.0
+            held_up = now - self._looked - _HELD_UP
             if held_up > 0:
                 # This process did not run for a while: nobody could be heard.
+                self._held_up_until = now + _HELD_UP
                 for member in self.members.values():
                     member.heard += held_up
                     if member.deadline is not None:
@@ -274,6 +282,7 @@ class Membership:
     def restore(self, records: Iterable[Row], fenced: Iterable[bytes], now: float) -> None:
         """The head has been restarted: what it had written down. Living nodes have a grace to come back."""
         self.fenced = dict.fromkeys(fenced, None)
+        self._looked = now  # from here on it counts if this process is held up
         for record in records:
             row = {**ROW, **record["row"]}
             member = self.members[row["node_id"]] = Member(row["node_id"], row)

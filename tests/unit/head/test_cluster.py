@@ -392,6 +392,26 @@ async def test_a_drain_of_nobody(world: World) -> None:
 # ---- restarts of the head --------------------------------------------------------------------------------
 
 
+async def test_owners_are_not_late_when_the_head_was_held_up(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was stopped, and goes on: those who had no answer meanwhile get the time to come."""
+    monkeypatch.setattr(limits, "OWNER_BACK", 0.02)
+    monkeypatch.setattr(limits, "OWNER_BACK_AFTER_RESTART", 0.02)
+    held_up: list[bool] = [True] * 3
+    one = world.node(ONE)
+    driver = world.driver(node=TWO)  # whose node is not there to tell of it
+    world.ask(driver, m.ACTOR_CREATE, ACTOR, spec())
+    world.up(one)
+    world.restart()
+    monkeypatch.setattr(world.head.membership, "held_up", lambda now: bool(held_up and held_up.pop()))
+    one = world.node(ONE, actors=[[ACTOR, 0, b"w", "tcp:w", 5]])
+    await until(lambda: len(held_up) < 2)
+    assert not one.take(m.ACTOR_END)
+    await until(lambda: one.take(m.ACTOR_END))
+    assert not held_up
+
+
 async def test_after_a_restart_it_goes_on(world: World) -> None:
     one = world.node(ONE)
     driver = world.driver()

@@ -117,6 +117,19 @@ def test_when_this_process_was_held_up_nobody_dies_for_it() -> None:
     assert members.verdicts(60.5) == []
 
 
+def test_held_up_right_after_a_restart() -> None:
+    """Killed, started again, and stopped for longer than the grace before it has looked once."""
+    before, members = joined(A), Membership()
+    members.restore([r for r in [before.record(A)] if r], before.fenced, 100.0)
+    woken = 101.0 + limits.NODE_BACK_AFTER_RESTART
+    assert members.held_up(woken)
+    assert members.verdicts(woken) == []
+    assert members.held_up(woken), "those who knock have not been heard yet"
+    members.verdicts(woken + 0.9)
+    assert not members.held_up(woken + 1.0)
+    members.join(info(), "new", woken + 1.0)
+
+
 def test_a_drain_is_told_and_outlives_a_new_connection() -> None:
     members = joined(A)
     assert members.drain(A, "maintenance") and not members.drain(A, "maintenance")
