@@ -23,6 +23,12 @@ HEAVY = (
     "unittest",
     "email",
     "http",
+    "hashlib",
+    "urllib",
+    "pathlib",
+    "shutil",
+    "difflib",
+    "numbers",
 )
 
 
