@@ -4,7 +4,9 @@ otherwise.
 
 from __future__ import annotations
 
-from typing import Final
+TYPE_CHECKING = False  # (until a node has been started, nothing loads `typing`: see `framework._session`)
+if TYPE_CHECKING:
+    from typing import Final
 
 # --- wire ------------------------------------------------------------------------------------------
 PROTOCOL_VERSION: Final = 1

@@ -9,9 +9,12 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Mapping
-from typing import Any
 
 from framework._base import limits
+
+TYPE_CHECKING = False  # (until a node has been started, nothing loads `typing`: see `framework._session`)
+if TYPE_CHECKING:
+    from typing import Any
 
 UNIT = 10_000
 """Units in one whole resource."""
