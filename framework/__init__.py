@@ -18,8 +18,8 @@ from __future__ import annotations
 
 import importlib
 import sys
-from typing import TYPE_CHECKING, Any
 
+TYPE_CHECKING = False  # (until a node has been started, nothing loads `typing`: see `framework._session`)
 if TYPE_CHECKING:
     import cloudpickle as cloudpickle
 
@@ -63,6 +63,8 @@ if TYPE_CHECKING:
     from framework.remote_function import RemoteFunction as RemoteFunction
     from framework.runtime_context import get_runtime_context as get_runtime_context
     from framework.task_group import task_group as task_group
+if TYPE_CHECKING:  # (apart from the names that are public)
+    from typing import Any
 
 __version__ = "0.1.0"
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
-import warnings
-from typing import Any, cast
 
 from framework._base import limits
 from framework._base import resources as res
+
+TYPE_CHECKING = False  # (until a node has been started, nothing loads `typing`: see `framework._session`)
+if TYPE_CHECKING:
+    from typing import Any
 
 #: arguments of Ray's `init` that have no meaning here, and why they are refused
 _REFUSED = {
@@ -34,6 +36,8 @@ def check_names(unknown: dict[str, Any], valid: list[str]) -> None:
             close = difflib.get_close_matches(name, valid, n=1)
             hint = f"; did you mean {close[0]!r}?" if close else ""
             raise ValueError(f"init() has no argument {name!r}{hint}. Valid: {', '.join(valid)}")
+    import warnings
+
     for name in unknown:
         what = "there is no dashboard" if name.startswith("dashboard_") else "it tunes the inside of Ray"
         warnings.warn(f"init() ignores {name!r}: {what}", UserWarning, stacklevel=3)
@@ -134,6 +138,8 @@ def checked_env(runtime_env: dict[str, Any] | None) -> dict[str, str]:
     """The variables of the job's runtime environment."""
     if runtime_env is None:
         return {}
+    from typing import cast
+
     from framework._base.options import TaskOptions
 
     checked = TaskOptions.parse({"runtime_env": runtime_env}).runtime_env or {}

@@ -1,7 +1,8 @@
 """Sessions: `init`, `shutdown`, and what `init` returns.
 
 Light on purpose: nothing heavy is imported before the node process has been started, so that it starts while
-this process loads the rest.
+this process loads the rest. That goes for all modules that are loaded by then: they do without `typing`,
+`socket` and `threading`, which would take half of the time to get there.
 """
 
 from __future__ import annotations
@@ -11,8 +12,6 @@ import contextlib
 import os
 import sys
 from collections.abc import Iterator, Mapping
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self, cast
 
 from framework._base import limits
 from framework._base.ids import WORKER_ID_SIZE
@@ -35,7 +34,11 @@ from framework._runtime.current import (
 )
 from framework._service.descriptors import raise_limit
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from types import TracebackType
+    from typing import Any, Self
+
     from framework._base.cluster import ClusterFacts
     from framework._node.local import LocalNode, StartedNode
     from framework._runtime.output import LogPrinter
@@ -56,7 +59,7 @@ class _Session:
 _session = _Session()
 
 
-class Context(Mapping[str, Any]):
+class Context(Mapping[str, "Any"]):
     """What `init` returns: facts of the session, to be used with ``with`` or ``async with``, which shut it
     down at the end.
 
@@ -87,7 +90,8 @@ class Context(Mapping[str, Any]):
     @property
     def session_dir(self) -> str:
         """The directory with the session's logs and sockets."""
-        return cast(str, self._runtime.config.session_dir)
+        directory: str = self._runtime.config.session_dir
+        return directory
 
     @property
     def dashboard_url(self) -> str:
@@ -257,6 +261,8 @@ def init(
             raise
     if not _in_loop():
         try:
+            from framework import _api as _api  # what a program uses next is loaded while it waits
+
             context._runtime.node_ready.result(limits.NODE_START_TIMEOUT)
         except BaseException as error:
             raise _failed_start(error) from None

@@ -113,12 +113,23 @@ class ObjectRef(Generic[T]):
     # ---- waiting -------------------------------------------------------------------------------------
 
     def __await__(self) -> Generator[Any, None, T]:
-        entry = self._entry
+        entry, runtime = self._entry, self._runtime
         if not entry.state:
-            yield from self._runtime.waiting.wait_async(entry).__await__()
+            if runtime.on_blocked is None:  # a driver: as `wait_async`, without a coroutine in between
+                waiter = runtime.waiting.begin(entry)
+                try:
+                    yield from waiter.future
+                finally:
+                    if not entry.state:
+                        unregister(entry, waiter)
+            else:
+                yield from runtime.waiting.wait_async(entry).__await__()
+        value: T
         if type(entry.value) is list and entry.value[0] == FORM_STORED:
-            return cast(T, (yield from self._runtime.value_async(entry).__await__()))
-        return cast(T, self._runtime.value(entry))
+            value = yield from runtime.value_async(entry).__await__()
+        else:
+            value = runtime.value(entry)
+        return value
 
     async def as_coroutine(self) -> T:
         """For places that accept nothing but coroutines, such as ``asyncio.TaskGroup.create_task``."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 from framework._base.ids import ActorID, JobID, NodeID, TaskID, WorkerID
@@ -108,6 +107,8 @@ class RuntimeContext:
 
     def get_runtime_env_string(self) -> str:
         """The runtime environment of the calling code, as JSON."""
+        import json  # slow to load, and seldom needed
+
         return json.dumps(self.runtime_env)
 
     @property

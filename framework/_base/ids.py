@@ -17,7 +17,9 @@ a number that each process counts up from a random base, so that no random call 
 
 from __future__ import annotations
 
-from typing import ClassVar, Self
+TYPE_CHECKING = False  # (until a node has been started, nothing loads `typing`: see `framework._session`)
+if TYPE_CHECKING:
+    from typing import ClassVar, Self
 
 JOB_ID_SIZE = 4
 ACTOR_UNIQUE_SIZE = 12

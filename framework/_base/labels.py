@@ -20,8 +20,9 @@ NODE_ID_LABEL: Final = "ray.io/node-id"
 
 Wishes = Mapping[str, Any]
 
-_LIST = re.compile(r"(!?)in\((.*)\)\Z", re.DOTALL)
-_NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?\Z")
+# Compiled (0.7 ms) by those who use labels.
+_LIST: Final = r"(!?)in\((.*)\)\Z"
+_NAME: Final = r"[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?\Z"
 
 
 def matches(labels: Mapping[str, str], wishes: Wishes) -> bool:
@@ -55,7 +56,7 @@ def check_label(option: str, name: object) -> str:
     if not isinstance(name, str):
         raise TypeError(f"{option}: the name of a label is a str, not {name!r} of type {type(name).__name__}")
     prefix, slash, rest = name.rpartition("/")
-    if not _NAME.match(rest) or len(rest) > 63 or (slash and not prefix):
+    if not re.match(_NAME, rest) or len(rest) > 63 or (slash and not prefix):
         raise ValueError(
             f"{option}: {name!r} is no name of a label: letters, digits, '-', '_' and '.', at most 63, with "
             "an optional 'prefix/' before them"
@@ -69,7 +70,7 @@ def check_value(option: str, value: object) -> str:
         raise TypeError(
             f"{option}: the value of a label is a str, not {value!r} of type {type(value).__name__}"
         )
-    if value and (not _NAME.match(value) or len(value) > 63):
+    if value and (not re.match(_NAME, value) or len(value) > 63):
         raise ValueError(
             f"{option}: {value!r} is no value of a label: letters, digits, '-', '_' and '.', at most 63"
         )
@@ -86,7 +87,7 @@ def parse_selector(option: str, selector: object) -> dict[str, list[Any]]:
         check_label(f"option {option}", name)
         if not isinstance(text, str):
             raise TypeError(f"option {option} must be a dict from str to str, but it has {name!r}: {text!r}")
-        found = _LIST.match(text)
+        found = re.match(_LIST, text, re.DOTALL)
         if found is not None:
             negated = bool(found[1])
             values = [part.strip() for part in found[2].split(",")]

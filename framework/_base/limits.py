@@ -4,7 +4,9 @@ otherwise.
 
 from __future__ import annotations
 
-from typing import Final
+TYPE_CHECKING = False  # (until a node has been started, nothing loads `typing`: see `framework._session`)
+if TYPE_CHECKING:
+    from typing import Final
 
 # --- wire ------------------------------------------------------------------------------------------
 PROTOCOL_VERSION: Final = 1
@@ -172,6 +174,7 @@ MAX_ZYGOTES: Final = (
 ZYGOTE_IDLE: Final = 30.0  #: a zygote beside the first that has had no workers for so long ends
 EARLY_FORKS: Final = 2  #: workers that do not wait for their zygote to load numpy
 EARLY_WAIT: Final = 0.5  #: after which an idle zygote loads it anyway
+EARLY_PAUSE: Final = 0.05  #: the same when those have been forked: they have their first tasks to run
 MAX_ZYGOTE_BUFFER: Final = 1024 * 1024  #: of messages between a node and a zygote
 FLUSH_AFTER_NS: Final = 500_000  #: nanoseconds that a reply waits for company
 FLUSH_ELSEWHERE: Final = 0.002  #: the same, for one of an async actor whose loop is held up

@@ -7,7 +7,6 @@ Everywhere None means «not given». A value of the wrong type is a `TypeError`,
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from typing import ClassVar, Self
 
@@ -81,6 +80,8 @@ class _Options:
         valid = sorted(name for name in cls._checks if not name.startswith("_"))
         text = f"Invalid option keyword {name!r} for {cls._kind}"
         others = [kind._kind for kind in (TaskOptions, ActorOptions, MethodOptions) if name in kind._checks]
+        import difflib  # slow to load, and seldom needed
+
         close = difflib.get_close_matches(name, valid, n=1)
         if others:
             text += f" (it is an option of {' and '.join(others)})"

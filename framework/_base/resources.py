@@ -9,9 +9,12 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Mapping
-from numbers import Integral, Real
 
 from framework._base import limits
+
+TYPE_CHECKING = False  # (until a node has been started, nothing loads `typing`: see `framework._session`)
+if TYPE_CHECKING:
+    from typing import Any
 
 UNIT = 10_000
 """Units in one whole resource."""
@@ -29,18 +32,23 @@ GROUP_HEX = 36
 """Length of the id of a placement group (18 bytes) as hexadecimal text."""
 
 
-def to_units(amount: object, name: str) -> int:
+def to_units(amount: Any, name: str) -> int:
     """`amount` in units, rounded to the nearest.
 
     `name` is the option or resource named in errors; under ``num_gpus`` and ``GPU`` an amount above 1 must be
     whole. `TypeError` for what is no real number (bool included); `ValueError` for negative, NaN, infinite,
     or an amount above zero that is less than half a unit.
     """
-    if isinstance(amount, bool) or not isinstance(amount, Real):
-        kind = type(amount).__name__
-        raise TypeError(f"{name} must be a number (int or float), not {amount!r} of type {kind}")
+    whole = type(amount) is int
+    if not whole and type(amount) is not float:
+        from numbers import Integral, Real  # slow to load, and seldom needed
+
+        if isinstance(amount, bool) or not isinstance(amount, Real):
+            kind = type(amount).__name__
+            raise TypeError(f"{name} must be a number (int or float), not {amount!r} of type {kind}")
+        whole = isinstance(amount, Integral)
     value: float
-    if isinstance(amount, Integral):
+    if whole:
         value = int(amount)
         units = value * UNIT
     elif math.isnan(amount) or math.isinf(amount):

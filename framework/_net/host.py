@@ -54,11 +54,11 @@ class Host:
     `add`, `remove` and `close` are for any thread.
     """
 
-    __slots__ = ("__weakref__", "_deal", "_epoll", "_loop", "_stays")
+    __slots__ = ("__weakref__", "_deal", "_epoll", "_stays", "loop")
 
     def __init__(self, loop: asyncio.AbstractEventLoop, deal: Callable[[Stay], bool]) -> None:
         """In the loop. OSError, NotImplementedError: it cannot be had."""
-        self._loop = weakref.ref(loop)  # which has this, by its callback
+        self.loop = weakref.ref(loop)  #: which has this, by its callback
         self._deal = deal
         self._stays: dict[int, Stay] = {}
         self._epoll = select.epoll()
@@ -71,17 +71,14 @@ class Host:
     @property
     def is_over(self) -> bool:
         """Whether the loop is closed."""
-        loop = self._loop()
+        loop = self.loop()
         return loop is None or loop.is_closed()
 
     @property
     def runs(self) -> bool:
         """Whether the loop is being run at present."""
-        loop = self._loop()
+        loop = self.loop()
         return loop is not None and loop.is_running()
-
-    def is_of(self, loop: asyncio.AbstractEventLoop) -> bool:
-        return self._loop() is loop
 
     def add(self, fd: int, stay: Turn) -> bool:
         """Look at it from now on. (Again is no harm.) False: no room."""
@@ -104,7 +101,7 @@ class Host:
     def close(self) -> None:
         """The runtime ends: the application's loop looks here no more, as soon as it runs. (The epoll is
         closed with the last reference to it, not before the loop has forgotten it.)"""
-        loop = self._loop()
+        loop = self.loop()
         if loop is not None:
             with contextlib.suppress(RuntimeError):  # it is closed
                 loop.call_soon_threadsafe(loop.remove_reader, self._epoll.fileno())
@@ -133,7 +130,7 @@ class Host:
             self._renew()
 
     def _renew(self) -> None:
-        loop = self._loop()
+        loop = self.loop()
         if loop is None:
             return
         loop.remove_reader(self._epoll.fileno())

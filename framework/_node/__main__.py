@@ -6,6 +6,7 @@ on another core, while this process begins to serve.
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import socket
@@ -20,6 +21,7 @@ def main() -> None:
     and driver_pid (the node of a driver), or ready_fd (a node that stays; it writes a byte there when it is
     up). With cluster it joins one: see `framework._node.launching`.
     """
+    gc.disable()  # what is being loaded is no garbage
     config = json.loads(sys.argv[2])
     inherited = [config[name] for name in ("driver_fd", "head_fd", "ready_fd") if name in config]
     close_others(inherited)
@@ -37,6 +39,7 @@ def main() -> None:
         pass
     ours, theirs = socket.socketpair()
     parent = os.getpid()
+    gc.freeze()  # a collection, here or there, would have all pages copied that the two share
     zygote_pid = os.fork()
     if zygote_pid == 0:
         ours.close()
@@ -50,12 +53,14 @@ def main() -> None:
     theirs.close()
     from framework._node.process import run_node
 
-    if "cluster" in config:  # whose head is a process of its own
-        run_node(config, ours, zygote_pid, None)
-    else:
+    make_head = None
+    if "cluster" not in config:  # whose head is a process of its own
         from framework._head.service import HeadService
 
-        run_node(config, ours, zygote_pid, HeadService)
+        make_head = HeadService
+    gc.freeze()
+    gc.enable()
+    run_node(config, ours, zygote_pid, make_head)
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ _DEVICES = {
     "NPU": ("dev", re.compile(r"davinci\d+\Z"), "ASCEND_RT_VISIBLE_DEVICES"),
 }
 _NVIDIA = "proc/driver/nvidia/gpus"
-_MODEL = re.compile(r"Model:\s+(?:NVIDIA\s+)?(?:Tesla\s+|GeForce\s+)?(?:RTX\s+)?([A-Za-z0-9]+)")
+_MODEL = r"Model:\s+(?:NVIDIA\s+)?(?:Tesla\s+|GeForce\s+)?(?:RTX\s+)?([A-Za-z0-9]+)"
 
 
 def default_resources(
@@ -92,7 +92,7 @@ def _nvidia_model(root: str) -> str:
     with contextlib.suppress(OSError):
         for name in sorted(os.listdir(directory)):
             with open(os.path.join(directory, name, "information"), errors="replace") as file:
-                found = _MODEL.search(file.read())
+                found = re.search(_MODEL, file.read())
             if found is not None:
                 return found[1]
     return ""

@@ -5,14 +5,17 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import socket
+from _socket import socketpair  # (`socket`, which makes more of it, is slow to load)
 from collections.abc import Mapping
-from typing import Any
 
 from framework._base import limits
 from framework._base.ids import NODE_ID_SIZE
 from framework._node.session import create_session, open_private, sweep_session
 from framework._service.launch import Child, command, spawn
+
+TYPE_CHECKING = False  # (until a node has been started, nothing loads `typing`: see `framework._session`)
+if TYPE_CHECKING:
+    from typing import Any
 
 _TOKEN = "FRAMEWORK_TOKEN"
 
@@ -87,8 +90,8 @@ class LocalNode(StartedNode):
     """
 
     def __init__(self, resources: dict[str, Any]) -> None:
-        self.driver, driver_theirs = socket.socketpair()
-        self.head, head_theirs = socket.socketpair()
+        driver, driver_theirs = socketpair()
+        head, head_theirs = socketpair()
         fds = (driver_theirs.fileno(), head_theirs.fileno())
         try:
             super().__init__(
@@ -100,9 +103,13 @@ class LocalNode(StartedNode):
                 },
                 fds,
             )
+            import socket
+
+            self.driver = socket.socket(fileno=driver.detach())
+            self.head = socket.socket(fileno=head.detach())
         except BaseException:
-            self.driver.close()
-            self.head.close()
+            driver.close()  # (a process that has been started already ends because of this)
+            head.close()
             raise
         finally:
             driver_theirs.close()

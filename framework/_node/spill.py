@@ -12,8 +12,6 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
-import secrets
-import shutil
 import threading
 from typing import Any, Protocol
 
@@ -57,7 +55,7 @@ class LocalDisk:
         """With a `name` the directory belongs to the session, whose sweep finds it after a kill."""
         self._parent = parent
         self._swept_with_session = name is not None
-        self.directory = os.path.join(parent, name or f"{_PREFIX}{secrets.token_hex(8)}")
+        self.directory = os.path.join(parent, name or f"{_PREFIX}{os.urandom(8).hex()}")
         self._lock = -1
         self._making = threading.Lock()
 
@@ -78,7 +76,7 @@ class LocalDisk:
                 os.rename(hidden, self.directory)
             except BaseException:
                 os.close(lock)
-                shutil.rmtree(hidden, ignore_errors=True)
+                _remove_tree(hidden)
                 raise
             self._lock = lock
 
@@ -118,7 +116,7 @@ class LocalDisk:
 
     def close(self) -> None:
         if self._lock >= 0 or self._swept_with_session:
-            shutil.rmtree(self.directory, ignore_errors=True)
+            _remove_tree(self.directory)
         if self._lock >= 0:
             os.close(self._lock)
             self._lock = -1
@@ -127,6 +125,14 @@ class LocalDisk:
 def _placed(error: OSError, directory: str) -> OSError:
     """The same error, with the place in its text."""
     return OSError(error.errno, f"{error.strerror or error} (spilling to {directory})")
+
+
+def _remove_tree(path: str) -> None:
+    """If it is there. Never raises."""
+    if os.path.isdir(path):
+        import shutil  # slow to load, and seldom needed
+
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def _remove_orphans(parent: str) -> None:
@@ -141,7 +147,7 @@ def _remove_orphans(parent: str) -> None:
                 lock = os.open(os.path.join(entry.path, _LOCK), os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
                 try:
                     fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # OSError while somebody uses it
-                    shutil.rmtree(entry.path, ignore_errors=True)
+                    _remove_tree(entry.path)
                 finally:
                     os.close(lock)
 
@@ -161,7 +167,7 @@ class RemoteDisk:
         self._url = url
         filesystem, path = url_to_fs(url)
         self._fs: Any = filesystem
-        self.directory = f"{path.rstrip('/')}/{_PREFIX}{secrets.token_hex(8)}"
+        self.directory = f"{path.rstrip('/')}/{_PREFIX}{os.urandom(8).hex()}"
         self._made = False
 
     def write(self, name: str, memory: memoryview) -> None:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-import threading
+from _thread import RLock  # (that of `threading`, which is slow to load)
 from collections.abc import Callable
-from typing import TYPE_CHECKING, cast
 
+TYPE_CHECKING = False  # (until a node has been started, nothing loads `typing`: see `framework._session`)
 if TYPE_CHECKING:
     from framework._runtime.runtime import Runtime
 
@@ -17,9 +17,10 @@ class _Current:
     def __init__(self) -> None:
         self.runtime: Runtime | None = None
         self.pid = 0
-        self.lock = threading.RLock()
+        self.lock = RLock()
         self.auto_init: Callable[[], object] | None = None
         self.was_shut_down = False
+        self.forks = 0  #: how many lie between this process and the one that has loaded this
         self.may_be_fork = False  #: the runtime may be that of the process from which this one was forked
         self.abandoned: list[
             Runtime
@@ -27,7 +28,8 @@ class _Current:
 
     def forked(self) -> None:
         """In a forked child: whoever held the lock is not here."""
-        self.lock = threading.RLock()
+        self.lock = RLock()
+        self.forks += 1
         self.may_be_fork = True
 
 
@@ -41,7 +43,8 @@ def set_current(runtime: Runtime | None) -> None:
     _current.was_shut_down = runtime is None and _current.runtime is not None
     if is_fork():
         _current.was_shut_down = False
-        _current.abandoned.append(cast("Runtime", _current.runtime))
+        assert _current.runtime is not None
+        _current.abandoned.append(_current.runtime)
     _current.runtime = runtime
     _current.pid = os.getpid()
     _current.may_be_fork = not hasattr(os, "register_at_fork")
@@ -50,6 +53,12 @@ def set_current(runtime: Runtime | None) -> None:
 def is_fork() -> bool:
     """Whether the runtime here is that of the process from which this one was forked."""
     return _current.runtime is not None and _current.pid != os.getpid()
+
+
+def fork_count() -> int:
+    """Another number in a fork than in the process that it was forked from. (Asking the system, by `getpid`,
+    takes five times as long.)"""
+    return _current.forks
 
 
 def set_auto_init(function: Callable[[], object]) -> None:
@@ -102,7 +111,7 @@ def _forked_error(runtime: Runtime) -> Exception:
     )
 
 
-def start_lock() -> threading.RLock:
+def start_lock() -> RLock:
     """Held while a runtime is started or stopped."""
     return _current.lock
 

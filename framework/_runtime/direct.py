@@ -255,7 +255,10 @@ class Direct:
         is of the kind."""
         task = entry.task
         if self._is_alone(task):
-            self.read_here(task.alone, loop)
+            shared = task.alone.shared
+            turn = shared.turn if shared is not None else None
+            if turn is None or turn.host is None or turn.host.loop() is not loop:
+                self.read_here(task.alone, loop)
         elif self.hosting:
             self.leave(entry)
 
@@ -264,7 +267,7 @@ class Direct:
         shared = connection.shared
         if shared is not None:
             turn = shared.turn
-            if turn is not None and turn.host is not None and turn.host.is_of(loop):
+            if turn is not None and turn.host is not None and turn.host.loop() is loop:
                 return
         reading = self.reading(connection)
         if reading is not None and not self._runtime.closing:
@@ -305,7 +308,7 @@ class Direct:
         turn = shared.turn
         if turn is not None and turn.host is not None:
             loop = asyncio._get_running_loop()
-            if loop is None or not turn.host.is_of(loop) or task.stream is not None:
+            if loop is None or turn.host.loop() is not loop or task.stream is not None:
                 shared.recall()
 
     def _deal(self, stay: Stay) -> bool:
@@ -346,12 +349,13 @@ class Direct:
             or not stay.reading.claim(stay)
         ):
             return False
+        entry = task.entries[0]
         try:
             if not self._complete(task, value):
                 return False
             stay.reading.skip(stay, size)
             task.template.measured(micros)
-            finish_here(task.entries[0])
+            finish_here(entry)
             self._ended(task)
         except BaseException:
             self._runtime.post(self._repair, task, stay.reading, stay)

@@ -187,21 +187,14 @@ def first_done(entries: Sequence[Entry], count: int) -> list[int]:
 class FutureWaiter:
     """An asyncio future of some loop gets the result None when the object is done."""
 
-    __slots__ = ("_future", "_mailbox")
+    __slots__ = ("future", "mailbox")
 
     def __init__(self, mailbox: Mailbox, future: asyncio.Future[None]) -> None:
-        self._mailbox = mailbox
-        self._future = future
+        self.mailbox = mailbox
+        self.future = future
 
     def __call__(self, entry: Entry) -> None:
-        self._mailbox.post(_finish, self._future)
-
-    def finish_here(self, mailbox: Mailbox | None) -> bool:
-        """The same at once, if that is the calling thread's mailbox."""
-        if self._mailbox is not mailbox:
-            return False
-        _finish(self._future)
-        return True
+        self.mailbox.post(_finish, self.future)
 
 
 def finish_here(entry: Entry) -> None:
@@ -211,7 +204,9 @@ def finish_here(entry: Entry) -> None:
         mailbox = _mailboxes.mailbox
         # Told first, forgotten second: whoever is interrupted in between has lost nobody.
         for waiter in list(waiters):
-            if type(waiter) is FutureWaiter and waiter.finish_here(mailbox):
+            if type(waiter) is FutureWaiter and waiter.mailbox is mailbox:
+                if not waiter.future.done():
+                    waiter.future.set_result(None)
                 unregister(entry, waiter)
 
 
@@ -236,6 +231,6 @@ def mailbox_of(loop: asyncio.AbstractEventLoop) -> Mailbox:
     if mailbox is None or _mailboxes.loop is not loop:
         mailbox = Mailbox(loop)
         _mailboxes.loop, _mailboxes.mailbox = loop, mailbox
-    else:
+    elif mailbox.awake:
         mailbox.look_after()
     return mailbox

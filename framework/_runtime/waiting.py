@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from framework._base import limits
 from framework._runtime.context import TaskContext, current_task
+from framework._runtime.current import fork_count
 from framework._runtime.waiters import (
     FutureWaiter,
     ThreadWaiter,
@@ -39,6 +40,7 @@ class Waiting:
 
     def __init__(self, runtime: Runtime) -> None:
         self._runtime = runtime
+        self._forks = fork_count()
         self._warned_blocking: set[tuple[str, int]] = set()
         self._callbacks: concurrent.futures.ThreadPoolExecutor | None = None
 
@@ -179,7 +181,22 @@ class Waiting:
         """On any loop: until the object is done."""
         if entry.state:
             return
-        self._check_process()
+        waiter = self.begin(entry)
+        try:
+            if self._runtime.on_blocked is None:
+                await waiter.future
+            else:
+                with self.blocked():
+                    await waiter.future
+        finally:
+            if not entry.state:
+                unregister(entry, waiter)
+
+    def begin(self, entry: Entry) -> FutureWaiter:
+        """On any loop: what comes before the waiting for an object that is not done. The future of what this
+        returns is done when the object is; whoever gives up before that unregisters it."""
+        if self._forks != fork_count():
+            self._check_process()
         if entry.owner is not None and not entry.fetching:
             self._runtime.post(self._runtime.objects.need, entry)
         loop = asyncio.get_running_loop()
@@ -187,18 +204,9 @@ class Waiting:
             self._parent_waits([entry])
         if entry.task is not None:
             self._runtime.direct.attend(entry, loop)
-        future: asyncio.Future[None] = loop.create_future()
-        waiter = FutureWaiter(mailbox_of(loop), future)
+        waiter = FutureWaiter(mailbox_of(loop), loop.create_future())
         register(entry, waiter)
-        try:
-            if self._runtime.on_blocked is None:
-                await future
-            else:
-                with self.blocked():
-                    await future
-        finally:
-            if not entry.state:
-                unregister(entry, waiter)
+        return waiter
 
     def _check_process(self) -> None:
         """References work without asking for the current runtime, so they check for themselves."""

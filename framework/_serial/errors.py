@@ -13,9 +13,9 @@ or ``__repr__`` does.
 
 from __future__ import annotations
 
+import os
 import pickle
 import traceback
-from pathlib import Path
 from typing import Any
 
 from framework import exceptions
@@ -33,7 +33,8 @@ KIND_NAMED = 2
 """``[2, 2, class name, text]``: a framework exception that is made where nothing is pickled (node, head)."""
 
 # The running frames of the framework between user code and the worker's loop say nothing to the user.
-_OWN_FRAMES = str(Path(__file__).resolve().parent.parent) + "/"
+# (Without `pathlib`, which takes as long to load as all of the framework's own serialization.)
+_OWN_FRAMES = os.path.dirname(os.path.dirname(os.path.realpath(__file__))) + "/"
 
 
 def encode_error(

@@ -10,8 +10,12 @@ from __future__ import annotations
 
 import pickle
 import sys
-from hashlib import blake2b
 from typing import Any
+
+try:
+    from _blake2 import blake2b  # (`hashlib` has this one, and loads OpenSSL's for the others)
+except ImportError:
+    from hashlib import blake2b
 
 from framework._serial.pickler import pickle_in_band
 from framework._serial.values import undecodable, unserializable

@@ -7,7 +7,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import select
 import signal
 import sys
 import time
@@ -64,6 +63,8 @@ class Child:
     def wait(self, timeout: float) -> bool:
         """Wait for its end; False when it has not come within `timeout` seconds."""
         deadline = time.monotonic() + timeout
+        import select  # not before it is needed: see `framework._session`
+
         with contextlib.suppress(OSError, AttributeError):  # no pidfd: poll
             fd = os.pidfd_open(self.pid)
             try:

@@ -15,25 +15,25 @@ from collections.abc import Callable
 class Mailbox:
     """Functions to be called on `loop`, posted from any thread."""
 
-    __slots__ = ("_awake", "_items", "_loop")
+    __slots__ = ("_items", "_loop", "awake")
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
         self._items: deque[tuple[Callable[..., object], tuple[object, ...]]] = deque()
-        self._awake = False
+        self.awake = False  #: the loop has been woken, and has not called what was posted yet
 
     def post(self, function: Callable[..., object], *args: object) -> None:
         """Have `function(*args)` called on the loop. Never blocks; silently dropped when the loop is
         closed."""
         self._items.append((function, args))
-        if not self._awake:
+        if not self.awake:
             try:
-                self._awake = True
+                self.awake = True
                 self._loop.call_soon_threadsafe(self.drain)
             except RuntimeError:
                 pass  # the loop is closed
             except BaseException:  # Ctrl-C: nobody knows whether it came before or after
-                self._awake = False
+                self.awake = False
                 raise
 
     @property
@@ -44,12 +44,12 @@ class Mailbox:
     def look_after(self) -> None:
         """On the loop: if what was posted waits to be called, see to it that it will be. (Ctrl-C may have
         struck in the loop itself, when it had taken `drain` out of its queue and not called it yet.)"""
-        if self._awake:
+        if self.awake:
             self._loop.call_soon(self.drain)
 
     def drain(self) -> None:
         """On the loop: call now what has been posted."""
-        self._awake = False
+        self.awake = False
         items = self._items
         try:
             while items:
@@ -62,6 +62,6 @@ class Mailbox:
                     )
         finally:
             # KeyboardInterrupt or SystemExit ends this run of the loop: the rest is for its next one.
-            if items and not self._awake:
-                self._awake = True
+            if items and not self.awake:
+                self.awake = True
                 self._loop.call_soon_threadsafe(self.drain)

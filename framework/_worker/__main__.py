@@ -8,19 +8,24 @@ import sys
 
 
 def preload() -> None:
-    """Everything of the framework that a worker needs, loaded once, before the forks."""
-    import framework
+    """Everything of the framework that a worker needs to run a task, loaded once, before the forks."""
     from framework._boot import make_runtime
     from framework._worker.main import provide_runtime
 
-    framework.preload()
     provide_runtime(make_runtime)
 
 
 def preload_libraries() -> None:
     """What user code is likely to need and takes long to load."""
+    import hashlib  # noqa: F401
+    import pathlib  # noqa: F401
+
     import numpy
     import numpy.random  # noqa: F401
+
+    import framework
+
+    framework.preload()
 
 
 def main() -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import functools
+import gc
 import os
 import select
 import signal
@@ -19,7 +20,8 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from framework._base.limits import DECODER_BUFFER, EARLY_FORKS, EARLY_WAIT, MAX_ZYGOTE_BUFFER
+from framework._base.limits import DECODER_BUFFER, EARLY_FORKS, EARLY_PAUSE, EARLY_WAIT, MAX_ZYGOTE_BUFFER
+from framework._worker.settling import settle
 
 PR_SET_PDEATHSIG = 1
 
@@ -43,7 +45,8 @@ def run_zygote(
 ) -> None:
     """Serve fork requests until the socket ends, or `parent` does. `preload` loads what every worker needs;
     `preload_libraries` what takes long and only some need: the first workers (`EARLY_FORKS`) do not wait for
-    it, and load it themselves if they must. All later ones inherit it.
+    it, and load it themselves if they must. All later ones inherit it. It is loaded when the next one is
+    asked for, or nothing is for a while.
 
     Returns only in the zygote itself; workers end by `os._exit`."""
     die_with_parent(parent)
@@ -54,8 +57,6 @@ def run_zygote(
         os.environ["FRAMEWORK_OMP_DEFAULT"] = "1"  # nobody chose it: workers follow num_cpus, as Ray's do
     import msgpack
 
-    from framework._worker.settling import settle
-
     read_fd, write_fd = os.pipe()
     os.set_blocking(read_fd, False)
     os.set_blocking(write_fd, False)
@@ -63,8 +64,10 @@ def run_zygote(
     signal.set_wakeup_fd(write_fd, warn_on_full_buffer=False)
     unpacker = msgpack.Unpacker(read_size=DECODER_BUFFER, max_buffer_size=MAX_ZYGOTE_BUFFER)
     sock.setblocking(True)
+    gc.disable()  # what is being loaded is no garbage
     preload()
     settle(fill=False)  # (somebody waits)
+    gc.enable()
     forks = 0
     early: float | None = EARLY_WAIT
     watched: list[Any] = [sock, read_fd]
@@ -80,16 +83,23 @@ def run_zygote(
                 return
             unpacker.feed(data)
         for worker_id, env, config in unpacker:
+            if early is not None and forks == EARLY_FORKS:
+                _load_rest(preload_libraries)
+                early = None
             _fork(sock, (read_fd, write_fd), worker_id, env, config, msgpack.packb)
             forks += 1
-            if early is not None and forks >= EARLY_FORKS:
-                break
-        if early is not None and (forks >= EARLY_FORKS or not ready):
-            preload_libraries()
-            settle(fill=True)
-            early = None
-            for worker_id, env, config in unpacker:  # those that have waited
-                _fork(sock, (read_fd, write_fd), worker_id, env, config, msgpack.packb)
+        if early is not None:
+            if not ready:
+                _load_rest(preload_libraries)
+                early = None
+            elif forks == EARLY_FORKS:
+                early = EARLY_PAUSE
+
+
+def _load_rest(preload_libraries: Callable[[], None]) -> None:
+    """What the first workers have not waited for."""
+    preload_libraries()
+    settle(fill=True)
 
 
 def _reap(sock: socket.socket, pack: Any) -> None:

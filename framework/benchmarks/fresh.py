@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 from framework.benchmarks.floors import ECHO_BATCH, INTERPRETER
 from framework.benchmarks.model import BYTES, PER_SECOND, SECONDS, Measure, Row, Settings, Workload
-from framework.benchmarks.processes import run_child
+from framework.benchmarks.processes import compiled_modules, run_child
 
 FIRST_RESULT = str(Path(__file__).with_name("first_result.py"))
 START_UP_TIMEOUT = 120.0
@@ -18,12 +18,14 @@ _QUEUED = 100_000
 _QUEUED_MORE = 1_000_000
 
 
-def figures(arguments: Sequence[str], timeout: float) -> dict[str, float]:
+def figures(
+    arguments: Sequence[str], timeout: float, environment: Mapping[str, str] | None = None
+) -> dict[str, float]:
     """Run a script in a fresh interpreter; the JSON object that it printed last.
 
     `RuntimeError` with the end of its stderr when it fails, takes over `timeout` seconds, or prints none.
     """
-    outcome = run_child(arguments, timeout)
+    outcome = run_child(arguments, timeout, environment=environment)
     if outcome.code is None:
         raise RuntimeError(f"took more than {timeout:g} s")
     lines = [line for line in outcome.stdout.splitlines() if line.startswith("{")]
@@ -34,19 +36,23 @@ def figures(arguments: Sequence[str], timeout: float) -> dict[str, float]:
     return found
 
 
-def first_result(system: str, settings: Settings) -> dict[str, float]:
+def first_result(
+    system: str, settings: Settings, environment: Mapping[str, str] | None = None
+) -> dict[str, float]:
     """Seconds of each stage from import to shutdown of `system`, in a fresh process."""
-    return figures(["-P", FIRST_RESULT, system, str(settings.cpus)], START_UP_TIMEOUT)
+    return figures(["-P", FIRST_RESULT, system, str(settings.cpus)], START_UP_TIMEOUT, environment)
 
 
 @contextmanager
 def _start_up(settings: Settings) -> Iterator[Measure]:
     def measure(seconds: float) -> Sequence[float]:
-        stages = first_result("framework", settings)
+        stages = first_result("framework", settings, environment)
         parts = [stages[name] for name in ("import", "init", "first result")]
         return (sum(parts), *parts, stages["shutdown"])
 
-    yield measure
+    with compiled_modules() as environment:  # the peers' are compiled when they are installed
+        first_result("framework", settings, environment)
+        yield measure
 
 
 def _queue(tasks: int) -> Callable[[Settings], AbstractContextManager[Measure]]:

@@ -14,7 +14,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -176,11 +177,28 @@ def child_environment() -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": os.pathsep.join(entries)}
 
 
+@contextmanager
+def compiled_modules() -> Iterator[dict[str, str]]:
+    """Environment variables with which children find their modules compiled from the second one on, as
+    installers leave them, even where Python is told to write none (``PYTHONDONTWRITEBYTECODE``): then they
+    are kept in a directory of their own meanwhile."""
+    if not sys.dont_write_bytecode:
+        yield {}
+        return
+    with tempfile.TemporaryDirectory() as directory:
+        yield {"PYTHONDONTWRITEBYTECODE": "", "PYTHONPYCACHEPREFIX": directory}
+
+
 def run_child(
-    arguments: Sequence[str], timeout: float, executable: str | None = None, tail: int = _TAIL
+    arguments: Sequence[str],
+    timeout: float,
+    executable: str | None = None,
+    tail: int = _TAIL,
+    environment: Mapping[str, str] | None = None,
 ) -> Outcome:
-    """Run this interpreter (or `executable`) with `arguments`; wait for it at most `timeout` seconds; leave
-    no process of it. Of what it prints, the last `tail` bytes are kept.
+    """Run this interpreter (or `executable`) with `arguments`, and more variables in its `environment`; wait
+    for it at most `timeout` seconds; leave no process of it. Of what it prints, the last `tail` bytes are
+    kept.
 
     Output goes to temporary files: a leftover that holds a pipe open would keep its reader waiting.
     """
@@ -191,7 +209,7 @@ def run_child(
             stdin=subprocess.DEVNULL,
             stdout=out,
             stderr=err,
-            env=child_environment(),
+            env={**child_environment(), **(environment or {})},
             start_new_session=True,
         )
         code: int | None = None

@@ -23,6 +23,12 @@ HEAVY = (
     "unittest",
     "email",
     "http",
+    "hashlib",
+    "urllib",
+    "pathlib",
+    "shutil",
+    "difflib",
+    "numbers",
 )
 
 
@@ -80,3 +86,11 @@ def test_what_only_clusters_need_is_not_loaded_in_a_local_session(statements: st
 @pytest.mark.slow
 def test_import_alone_loads_no_asyncio() -> None:
     assert not loaded("import framework") & {"asyncio", "uvloop", "msgpack", "cloudpickle"}
+
+
+@pytest.mark.slow
+def test_a_node_is_started_before_much_is_loaded() -> None:
+    """(All that comes before it starts is time in which nothing else happens.)"""
+    plain = loaded("import sys")
+    before_it = loaded("import framework; framework.init; import framework._node.local")
+    assert not (before_it - plain) & {"typing", "socket", "threading", "logging", "inspect"}

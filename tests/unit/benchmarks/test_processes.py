@@ -8,7 +8,13 @@ from pathlib import Path
 import pytest
 
 from framework.benchmarks.fresh import figures
-from framework.benchmarks.processes import child_environment, descendants, parent_of, run_child
+from framework.benchmarks.processes import (
+    child_environment,
+    compiled_modules,
+    descendants,
+    parent_of,
+    run_child,
+)
 
 linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs /proc")
 
@@ -70,3 +76,27 @@ def test_figures_are_the_last_object_printed() -> None:
 def test_figures_of_a_failure_say_why(code: str) -> None:
     with pytest.raises(RuntimeError, match=r"code 1: .*no"):
         figures(["-c", code], 10.0)
+
+
+def test_the_second_child_finds_its_modules_compiled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "some_module.py").write_text("")
+    monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    code = (
+        f"import os, sys; sys.path.insert(0, {str(tmp_path)!r}); "
+        "import importlib.util as u; print(os.path.exists(u.find_spec('some_module').cached)); "
+        "import some_module"
+    )
+    with compiled_modules() as environment:
+        assert [run_child(["-c", code], 20.0, environment=environment).stdout for _ in range(2)] == [
+            "False\n",
+            "True\n",
+        ]
+        kept = Path(environment["PYTHONPYCACHEPREFIX"])
+    assert not kept.exists() and not (tmp_path / "__pycache__").exists()
+
+
+def test_where_modules_are_compiled_as_ever_nothing_changes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "dont_write_bytecode", False)
+    with compiled_modules() as environment:
+        assert environment == {}

@@ -15,6 +15,7 @@ from typing import Any
 import msgpack
 import pytest
 
+from framework._base.limits import EARLY_PAUSE
 from support.drivers import alive
 from support.leaks import wait_until
 
@@ -101,6 +102,21 @@ def test_the_first_workers_do_not_wait_for_what_loads_slowly(zygote: Zygote) -> 
     assert zygote.run("loaded == ['all']") == "1"
     assert zygote.run("loaded == ['all']") == "1"
     assert zygote.run("loaded == ['all', 'slow']") == "1"
+
+
+def test_what_loads_slowly_is_loaded_once(zygote: Zygote) -> None:
+    assert zygote.run("loaded == ['all']") == "1"
+    assert zygote.run("loaded == ['all']") == "1"
+    time.sleep(2 * EARLY_PAUSE)  # nobody asks for anything: it loads the rest by itself
+    assert zygote.run("loaded == ['all', 'slow']") == "1"
+    assert zygote.run("loaded == ['all', 'slow']") == "1"
+
+
+def test_workers_collect_garbage_but_not_what_the_zygote_has_loaded(zygote: Zygote) -> None:
+    for _ in range(3):
+        assert (
+            zygote.run("__import__('gc').isenabled() and __import__('gc').get_freeze_count() > 1000") == "1"
+        )
 
 
 def test_requests_that_come_at_once_are_all_served(zygote: Zygote) -> None:
