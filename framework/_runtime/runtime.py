@@ -358,6 +358,7 @@ class Runtime:
         """Dropped references cannot wake the loop (they may be dropped inside of the garbage collector): look
         now and then, less often when nothing happens."""
         self.direct.look()
+        self.waiting.distinct = []
         if self.store.client.waiting:
             self.store.client.drain()
         if self.catalogue.ended or self.catalogue.keys_ended:

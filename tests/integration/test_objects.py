@@ -16,6 +16,7 @@ import os
 import pickle
 import threading
 import time
+import weakref
 from collections.abc import Iterator
 from typing import Any
 
@@ -314,6 +315,26 @@ def test_wait(session: object) -> None:
     for number in (0, 6, -1):
         with pytest.raises(ValueError, match="num_returns must be between 1 and .*5"):
             fw.wait(refs, num_returns=number)
+
+
+def test_wait_finds_duplicates_in_what_an_earlier_one_has_left(session: object) -> None:
+    refs = [fw.put(n) for n in range(5)]
+    for _ in range(2):
+        done, rest = fw.wait(refs)
+        assert (done, rest) == (refs[:1], refs[1:])
+        for twice in ([*rest, rest[0]], [rest[1], *rest[1:]], [rest[0]] * 4):
+            with pytest.raises(ValueError, match="duplicates"):
+                fw.wait(twice)
+        assert fw.wait(rest, num_returns=4) == (rest, [])
+
+
+def test_wait_keeps_nothing_of_what_it_has_left(session: object) -> None:
+    runtime = current()
+    _, rest = fw.wait([fw.put(n) for n in range(5)])
+    left = weakref.ref(rest[0]._entry)
+    del rest
+    wait_until(lambda: left() is None)
+    assert runtime.waiting.distinct == []
 
 
 def test_wait_counts_failures_as_done(session: object) -> None:
