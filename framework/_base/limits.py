@@ -57,6 +57,8 @@ MAX_PENDING_PER_ACTOR_CONNECTION: Final = 10_000
 
 # --- streams ---------------------------------------------------------------------------------------
 STREAM_CLOSE_GRACE: Final = 1.0  #: between asking a producer to stop at its next item and interrupting it
+ITEMS_IN_FRAME: Final = 32  #: items of a generator that are sent in one frame at most
+LEND_AFTER: Final = 0.001  #: seconds that a generator waits for its consumer before it lends its CPUs out
 STREAM_WINDOW: Final = 64  #: items that a generator task may run ahead of its consumer
 
 # --- pools -----------------------------------------------------------------------------------------
@@ -170,7 +172,7 @@ EARLY_FORKS: Final = 2  #: workers that do not wait for their zygote to load num
 EARLY_WAIT: Final = 0.5  #: after which an idle zygote loads it anyway
 MAX_ZYGOTE_BUFFER: Final = 1024 * 1024  #: of messages between a node and a zygote
 FLUSH_AFTER_NS: Final = 500_000  #: nanoseconds that a reply waits for company
-FLUSH_ELSEWHERE: Final = 0.002  #: the same, for one of an async actor whose loop is held up
+FLUSH_ELSEWHERE: Final = 0.002  #: the same, where user code holds up who sends it: async actors, generators
 INTERRUPT_AGAIN: Final = 0.01  #: between attempts to interrupt a task that is in our own code for the moment
 EARLY_CANCELS: Final = (
     1_000  #: cancels remembered of tasks that have just been taken from the queue, or are just done

@@ -440,8 +440,10 @@ class Runtime:
                 self._unhandled(entry)
             if type(entry.value) is list:
                 self.discard(entry.value)
-            if streams:
-                self.streams.freed(entry.id)
+            for table in streams:
+                if entry.id in table:
+                    self.streams.freed(entry.id)
+                    break
             if entry.id in creations:
                 self.actors.freed(entry.id)
             if entry.state == READY:
@@ -480,6 +482,8 @@ class Runtime:
         if entry.state != FAILED:  # (one that has been lost meanwhile is PENDING again)
             entry.seen = True
             wire = entry.value
+            if type(wire) in values.ATOM_TYPES:
+                return wire
             if type(wire) is list and wire[0] == values.FORM_STORED:
                 return self._stored_value(entry, private)
             if not isinstance(wire, BaseException):  # (it may have been lost for good just now)
