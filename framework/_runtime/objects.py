@@ -146,13 +146,23 @@ class Objects:
         if entry.state != READY or entry.freed or not values.is_stored(here) or not values.is_stored(value):
             self.complete(entry, value)
             return
-        nested = values.nested_refs(value)
-        entry.contained = [self._runtime.make_ref(bytes(i), o) for i, o in nested] or None
+        contained = [self._runtime.make_ref(bytes(i), o) for i, o in values.nested_refs(value)] or None
+        entry.contained = None  # in this order: see `contained_in`
         entry.value = value
+        entry.contained = contained
         if here[1] != value[1]:  # an array that was filled in place
             self._runtime.discard(here)
         elif here[5] != value[5]:
             self._runtime.store.made_again(value[1])
+
+    @staticmethod
+    def contained_in(entry: Entry, wire: Any) -> list[Any] | None:
+        """Any thread: the references in `wire`, a value of this object, by their places; None when they are
+        not at hand. (It may be replaced at any time by one with other references in it.)"""
+        contained = entry.contained
+        if contained is None or entry.value is not wire or entry.contained is not contained:
+            return None
+        return contained
 
     def fail(self, entry: Entry, error: BaseException) -> None:
         """The object will never have a value."""

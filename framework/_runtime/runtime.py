@@ -487,7 +487,7 @@ class Runtime:
             if type(wire) is list and wire[0] == values.FORM_STORED:
                 return self._stored_value(entry, private)
             if not isinstance(wire, BaseException):  # (it may have been lost for good just now)
-                return decode_private(wire) if private else self.decode(wire)
+                return self.decode(wire, private, self.objects.contained_in(entry, wire))
         raise self.objects.error(entry)
 
     def values(self, entries: list[Entry], private: bool = False) -> list[Any]:
@@ -508,7 +508,8 @@ class Runtime:
         return found
 
     def _stored_value(self, entry: Entry, private: bool = False) -> Any:
-        return self._found(entry, lambda wire: self.decode(wire, private))
+        contained_in = self.objects.contained_in
+        return self._found(entry, lambda wire: self.decode(wire, private, contained_in(entry, wire)))
 
     def copy_of(self, entry: Entry) -> Any:
         """Any thread but the loop's: a reference to a new object of this process that has the value of one
@@ -556,7 +557,8 @@ class Runtime:
                         (here,) = self.presence.of([entry])  # (who is cancelled meanwhile does not want it)
                         await self.waiting.wait_async(here)
                     view = await self.store.pinned(wire)
-                return self.decode(wire)  # no call to the node: the view is alive until then
+                refs = self.objects.contained_in(entry, wire)
+                return self.decode(wire, False, refs)  # no call to the node: the view is alive until then
             except ObjectLostError:
                 if not entry.state or entry.value is wire:
                     await self.await_on_loop(self.lineage.recover_and_wait(entry, wire))
@@ -567,13 +569,14 @@ class Runtime:
         self.objects.keep(entry)
         return self.ref_of(entry)
 
-    def decode(self, wire: Any, private: bool = False) -> Any:
-        """Any thread: the value of a wire value, wherever it lies."""
+    def decode(self, wire: Any, private: bool = False, refs: list[Any] | None = None) -> Any:
+        """Any thread: the value of a wire value, wherever it lies. `refs`: those in it, where they are at
+        hand."""
         if type(wire) in values.ATOM_TYPES:
             return wire
         if type(wire) is list and wire[0] == values.FORM_STORED:
-            return self.store.read(wire, private)
-        return decode_private(wire) if private else values.decode(wire)
+            return self.store.read(wire, private, refs)
+        return decode_private(wire, refs) if private else values.decode(wire, refs)
 
     # ---- cancelling ----------------------------------------------------------------------------------
 

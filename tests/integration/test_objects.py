@@ -337,6 +337,25 @@ def test_wait_keeps_nothing_of_what_it_has_left(session: object) -> None:
     assert runtime.waiting.distinct == []
 
 
+@fw.remote
+def container(count: int) -> list[Any]:
+    return [fw.put(number) for number in range(count)]
+
+
+@pytest.mark.parametrize("count", [3, 15_000], ids=["inline", "stored"])
+@pytest.mark.parametrize("copy", [False, True])
+def test_references_in_a_value_are_those_that_it_keeps(session: object, count: int, copy: bool) -> None:
+    ref = container.remote(count)
+    first, second = fw.get(ref, copy=copy), fw.get(ref, copy=copy)
+    assert first is not second and len(first) == count
+    assert all(one is other for one, other in zip(first, second, strict=True))
+    assert get(first[:3]) == [0, 1, 2]
+    keep = first[1]
+    del ref, first, second
+    wait_until(lambda: census()["entries"] == 1)
+    assert get(keep) == 1
+
+
 def test_wait_counts_failures_as_done(session: object) -> None:
     @fw.remote
     def fail() -> None:

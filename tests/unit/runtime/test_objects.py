@@ -187,10 +187,11 @@ def test_who_asks_for_a_failed_object_gets_its_error(runtime: FakeRuntime) -> No
     assert ref._entry.seen
 
 
-def test_a_result_that_is_made_again_brings_its_references(runtime: FakeRuntime) -> None:
-    def stored(name: bytes, *refs: tuple[bytes, str]) -> list[Any]:
-        return [3, name, runtime.address, 10, [[i, o] for i, o in refs], b""]
+def stored(name: bytes, *refs: tuple[bytes, str]) -> list[Any]:
+    return [3, name, "unix:me", 10, [[i, o] for i, o in refs], b""]
 
+
+def test_a_result_that_is_made_again_brings_its_references(runtime: FakeRuntime) -> None:
     old, new = runtime.new(THEIRS, 1), runtime.new(OTHER, 2)
     ref = runtime.new(MINE, stored(MINE, (THEIRS, runtime.address)))
     runtime.objects.replace(ref._entry, stored(MINE, (OTHER, runtime.address)))
@@ -202,6 +203,39 @@ def test_a_result_that_is_made_again_brings_its_references(runtime: FakeRuntime)
     runtime.objects.replace(ref._entry, elsewhere)
     assert ref._entry.value == elsewhere
     assert [wire[1] for wire in runtime.discarded] == [MINE], "the copy that it replaces"
+
+
+def test_references_at_hand_are_those_of_the_value_that_is_read(runtime: FakeRuntime) -> None:
+    """A thread reads a value while another takes its place, with other references in it."""
+    ref = runtime.new(MINE, stored(MINE, (THEIRS, "unix:owner")))
+    entry, objects = ref._entry, runtime.objects
+    entry.contained = [runtime.make_ref(THEIRS, "unix:owner")]
+    old = entry.value
+    assert objects.contained_in(entry, old) is entry.contained
+    assert [ref._entry.id for ref in entry.contained] == [THEIRS]
+    new = stored(MINE, (OTHER, "unix:owner"))
+    seen: list[Any] = []
+
+    class Watched(Entry):
+        """An entry that is looked at after each step of whoever changes it."""
+
+        __slots__ = ()
+
+        def __setattr__(self, name: str, value: Any) -> None:
+            super().__setattr__(name, value)
+            for wire, object_id in ((old, THEIRS), (new, OTHER)):
+                found = objects.contained_in(self, wire)
+                if found is not None:
+                    seen.append(object_id)
+                    assert [ref._entry.id for ref in found] == [object_id]
+
+    entry.__class__ = Watched
+    objects.replace(entry, new)
+    assert entry.value == new and OTHER in seen
+    entry.__class__ = Entry
+    assert objects.contained_in(entry, old) is None
+    entry.contained = None
+    assert objects.contained_in(entry, new) is None
 
 
 def test_a_late_error_for_a_freed_object_takes_nothing_into_custody(runtime: FakeRuntime) -> None:
