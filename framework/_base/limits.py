@@ -45,6 +45,7 @@ DROP_TICK_MAX: Final = 0.25
 LEASE_BUDGET_US: Final = 5_000  #: work, by measured run time, that is sent ahead to one worker
 LEASE_MAX_DEPTH: Final = 1_000  #: tasks that are sent ahead to one worker
 LEASE_MIN_COST_US: Final = 5  #: what a task is taken to cost at the least
+RETURNS_KNOWN: Final = 10_000  #: returns of a task, the ends of whose ids are kept for the next one
 TASKS_IN_FRAME: Final = 250  #: tasks that are sent in one frame at most
 GIVE_WAY_AFTER: Final = 250  #: tasks of a burst, after which a thread lets the loop send them
 GIVE_WAY: Final = 2e-5

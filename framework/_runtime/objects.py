@@ -139,6 +139,27 @@ class Objects:
         entry.state = state
         self.notify(entry)
 
+    def complete_all(self, entries: list[Entry], plain: list[Any]) -> None:
+        """As `complete`, for many with values that are no lists: a thread that waits for many of them is told
+        of these together."""
+        alone: tuple[Any] | None = None
+        told: list[Entry] = []
+        for entry, value in zip(entries, plain, strict=False):
+            if entry.state:
+                continue
+            entry.value = value
+            entry.state = READY
+            waiters = entry.waiters
+            if waiters is not None:
+                if type(waiters) is tuple and (alone is None or waiters is alone):
+                    alone = waiters
+                    entry.waiters = None
+                    told.append(entry)
+                else:
+                    self.notify(entry)
+        if alone is not None:
+            alone[0].are_done(told)
+
     def replace(self, entry: Entry, value: Any) -> None:
         """A task that ran again for lost results has made this one. It may not have been missed yet: its copy
         may be lost all the same, or be replaced by now, with other references in it."""

@@ -188,6 +188,9 @@ class Outcomes:
         if task.lost:
             self._scattered(task.entries, results)
         self._settle(task)
+        if not task.stands_for and list not in set(map(type, results)):
+            self._objects.complete_all(task.entries, results)
+            return
         nested = False
         complete = self._objects.replace if task.stands_for else self._objects.complete
         for entry, value in zip(task.entries, results, strict=False):

@@ -433,20 +433,23 @@ class Runtime:
 
     def entries_freed(self, entries: list[Entry]) -> None:
         """On the loop: nobody holds these objects of ours any more."""
-        streams = [table for table in self.streams.tables if table]
+        streams: list[Any] = [table for table in self.streams.tables if table]
         creations = self.actors.creations
+        if creations:
+            streams.append(creations)
         for entry in entries:
-            if entry.state == FAILED and not entry.seen:
+            state = entry.state
+            if state == FAILED and not entry.seen:
                 self._unhandled(entry)
             if type(entry.value) is list:
                 self.discard(entry.value)
             for table in streams:
                 if entry.id in table:
                     self.streams.freed(entry.id)
+                    if entry.id in creations:
+                        self.actors.freed(entry.id)
                     break
-            if entry.id in creations:
-                self.actors.freed(entry.id)
-            if entry.state == READY:
+            if state == READY:
                 entry.value = None
 
     def discard(self, wire: Any) -> None:
@@ -482,12 +485,15 @@ class Runtime:
         if entry.state != FAILED:  # (one that has been lost meanwhile is PENDING again)
             entry.seen = True
             wire = entry.value
-            if type(wire) in values.ATOM_TYPES:
+            kind = type(wire)
+            if kind in values.ATOM_TYPES:
                 return wire
-            if type(wire) is list and wire[0] == values.FORM_STORED:
-                return self._stored_value(entry, private)
-            if not isinstance(wire, BaseException):  # (it may have been lost for good just now)
+            if kind is list:
+                if wire[0] == values.FORM_STORED:
+                    return self._stored_value(entry, private)
                 return self.decode(wire, private, self.objects.contained_in(entry, wire))
+            if not isinstance(wire, BaseException):  # (it may have been lost for good just now)
+                return decode_private(wire) if private else values.decode(wire)
         raise self.objects.error(entry)
 
     def values(self, entries: list[Entry], private: bool = False) -> list[Any]:

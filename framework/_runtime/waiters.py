@@ -88,6 +88,13 @@ class ThreadWaiter:
         if len(remaining) <= self._stop_at or (self._eager and entry.state == FAILED):
             self.wake()
 
+    def are_done(self, entries: list[Entry]) -> None:
+        """As a call for each of these, all of which are ready."""
+        remaining = self._remaining
+        remaining.difference_update(entries)
+        if len(remaining) <= self._stop_at:
+            self.wake()
+
     def wake(self) -> None:
         """End the waiting, from any thread."""
         with contextlib.suppress(RuntimeError):  # woken before

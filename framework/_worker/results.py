@@ -58,8 +58,14 @@ class Results:
         if returns == 0:
             return pack((m.DONE_MANY, unique, micros, [])), None
         results = self._split(template, result)
-        wires, held = [], []
+        wires: list[Any] = []
+        held: list[Any] = []
+        atoms, is_atom = values.ATOM_TYPES, values.is_atom
         for index, value in enumerate(results):
+            kind = type(value)
+            if kind in atoms and is_atom(value) and (kind is not str or len(value) <= limits.FULL_INLINE):
+                wires.append(value)
+                continue
             where = f"result {index} of {template.name}()"
             wire, refs = self._wire_of(connection, template, unique, index + 1, value, where)
             wires.append(wire)

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from framework._runtime.waiters import ThreadWaiter, register, register_all
 from framework._serial.errors import encode_error, error_from_wire
 from framework._state.objects import FAILED, PENDING, READY, Entry
 from framework._wire import messages as m
@@ -437,3 +438,24 @@ def test_what_is_used_here_of_a_caller_that_is_out_of_sight_is_registered_at_onc
     runtime.objects.register_used()
     assert [fields for fields, _ in runtime.to("tcp:o").calls] == [(m.BORROW, [THEIRS])]
     del used
+
+
+def test_many_that_are_completed_together(runtime: FakeRuntime) -> None:
+    """As one by one: threads that wait for many, other waiters, those that are done already."""
+    entries = [Entry(number.to_bytes(28, "little")) for number in range(8)]
+    objects = runtime.objects
+    mine, other = ThreadWaiter(entries[:6], 6, True), ThreadWaiter(entries[4:6], 2, True)
+    register_all(entries[:4], mine)
+    register_all(entries[4:5], other)
+    register_all(entries[4:6], mine)  # beside another one
+    called: list[Entry] = []
+    register(entries[6], called.append)
+    objects.complete(entries[7], "before")
+    objects.complete_all(entries[:5], list(range(5)))
+    assert not mine.wait(0) and not other.wait(0)
+    objects.complete_all(entries[5:], ["five", "six", "seven"])
+    assert mine.wait(0)
+    assert other._remaining == {entries[5]}, "it has not registered there"
+    assert called == [entries[6]]
+    assert [entry.value for entry in entries] == [0, 1, 2, 3, 4, "five", "six", "before"]
+    assert not any(entry.waiters for entry in entries) and all(entry.done for entry in entries)
