@@ -302,9 +302,13 @@ class ObjectRefGenerator(Generic[T]):
         return self
 
     def __next__(self) -> ObjectRef[T]:
-        runtime = self._ref._runtime
         if self._closed:
             raise StopIteration
+        generator_ref = self._ref
+        runtime = generator_ref._runtime
+        ref = runtime.streams.take_here(generator_ref._entry)
+        if ref is not None:
+            return ref  # type: ignore[no-any-return]
         if asyncio._get_running_loop() is not None and not runtime.streams.ready(self._ref):
             runtime.waiting.warn_blocking("next")
         ref = runtime.streams.next_blocking(self._ref)

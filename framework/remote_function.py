@@ -199,7 +199,12 @@ def results_of(runtime: Any, task: Any) -> Any:
     if returns == STREAMING:
         runtime.streams.add(task)
         return ObjectRefGenerator(ref_in(entries[0], runtime))
-    refs = [ref_in(entry, runtime) for entry in entries]
+    refs = []
+    for entry in entries:  # as `ref_in`
+        ref: ObjectRef[Any] = _new(ObjectRef)
+        ref._entry = entry
+        ref._runtime = runtime
+        refs.append(ref)
     return refs or None
 
 

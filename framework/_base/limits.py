@@ -51,6 +51,7 @@ DROP_TICK_MAX: Final = 0.25
 LEASE_BUDGET_US: Final = 5_000  #: work, by measured run time, that is sent ahead to one worker
 LEASE_MAX_DEPTH: Final = 1_000  #: tasks that are sent ahead to one worker
 LEASE_MIN_COST_US: Final = 5  #: what a task is taken to cost at the least
+RETURNS_KNOWN: Final = 10_000  #: returns of a task, the ends of whose ids are kept for the next one
 TASKS_IN_FRAME: Final = 250  #: tasks that are sent in one frame at most
 GIVE_WAY_AFTER: Final = 250  #: tasks of a burst, after which a thread lets the loop send them
 GIVE_WAY: Final = 2e-5
@@ -63,6 +64,8 @@ MAX_PENDING_PER_ACTOR_CONNECTION: Final = 10_000
 
 # --- streams ---------------------------------------------------------------------------------------
 STREAM_CLOSE_GRACE: Final = 1.0  #: between asking a producer to stop at its next item and interrupting it
+ITEMS_IN_FRAME: Final = 32  #: items of a generator that are sent in one frame at most
+LEND_AFTER: Final = 0.001  #: seconds that a generator waits for its consumer before it lends its CPUs out
 STREAM_WINDOW: Final = 64  #: items that a generator task may run ahead of its consumer
 
 # --- pools -----------------------------------------------------------------------------------------
@@ -177,7 +180,7 @@ EARLY_WAIT: Final = 0.5  #: after which an idle zygote loads it anyway
 EARLY_PAUSE: Final = 0.05  #: the same when those have been forked: they have their first tasks to run
 MAX_ZYGOTE_BUFFER: Final = 1024 * 1024  #: of messages between a node and a zygote
 FLUSH_AFTER_NS: Final = 500_000  #: nanoseconds that a reply waits for company
-FLUSH_ELSEWHERE: Final = 0.002  #: the same, for one of an async actor whose loop is held up
+FLUSH_ELSEWHERE: Final = 0.002  #: the same, where user code holds up who sends it: async actors, generators
 INTERRUPT_AGAIN: Final = 0.01  #: between attempts to interrupt a task that is in our own code for the moment
 EARLY_CANCELS: Final = (
     1_000  #: cancels remembered of tasks that have just been taken from the queue, or are just done

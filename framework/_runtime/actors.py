@@ -261,7 +261,7 @@ class Actors:
                 task.retries -= task.retries > 0 and not free
                 task.state = QUEUED
                 if task.stream is not None:
-                    task.stream.restart()
+                    self.runtime.streams.restart(task.stream)
                 again.append(task)
             elif task.strikes >= limits.POISON_DEATHS:
                 self.runtime.submitter.lost(task, poison_error(client, task))

@@ -89,6 +89,8 @@ class Lineage:
 
     def remember(self, task: TaskRecord, results: list[Any]) -> None:
         """A task is done. If a result lies in the store, keep what it takes to make it again."""
+        if list not in set(map(type, results)):
+            return
         stored = [
             entry
             for entry, wire in zip(task.entries, results, strict=False)

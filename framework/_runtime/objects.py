@@ -139,6 +139,27 @@ class Objects:
         entry.state = state
         self.notify(entry)
 
+    def complete_all(self, entries: list[Entry], plain: list[Any]) -> None:
+        """As `complete`, for many with values that are no lists: a thread that waits for many of them is told
+        of these together."""
+        alone: tuple[Any] | None = None
+        told: list[Entry] = []
+        for entry, value in zip(entries, plain, strict=False):
+            if entry.state:
+                continue
+            entry.value = value
+            entry.state = READY
+            waiters = entry.waiters
+            if waiters is not None:
+                if type(waiters) is tuple and (alone is None or waiters is alone):
+                    alone = waiters
+                    entry.waiters = None
+                    told.append(entry)
+                else:
+                    self.notify(entry)
+        if alone is not None:
+            alone[0].are_done(told)
+
     def replace(self, entry: Entry, value: Any) -> None:
         """A task that ran again for lost results has made this one. It may not have been missed yet: its copy
         may be lost all the same, or be replaced by now, with other references in it."""
@@ -146,13 +167,23 @@ class Objects:
         if entry.state != READY or entry.freed or not values.is_stored(here) or not values.is_stored(value):
             self.complete(entry, value)
             return
-        nested = values.nested_refs(value)
-        entry.contained = [self._runtime.make_ref(bytes(i), o) for i, o in nested] or None
+        contained = [self._runtime.make_ref(bytes(i), o) for i, o in values.nested_refs(value)] or None
+        entry.contained = None  # in this order: see `contained_in`
         entry.value = value
+        entry.contained = contained
         if here[1] != value[1]:  # an array that was filled in place
             self._runtime.discard(here)
         elif here[5] != value[5]:
             self._runtime.store.made_again(value[1])
+
+    @staticmethod
+    def contained_in(entry: Entry, wire: Any) -> list[Any] | None:
+        """Any thread: the references in `wire`, a value of this object, by their places; None when they are
+        not at hand. (It may be replaced at any time by one with other references in it.)"""
+        contained = entry.contained
+        if contained is None or entry.value is not wire or entry.contained is not contained:
+            return None
+        return contained
 
     def fail(self, entry: Entry, error: BaseException) -> None:
         """The object will never have a value."""

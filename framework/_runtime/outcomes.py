@@ -46,6 +46,7 @@ class Outcomes:
             m.DONE_MANY: self._done_many,
             m.FAILED: self._failed,
             m.ITEM: self._item,
+            m.ITEMS: self._items,
             m.ARG_LOST: self._arg_lost,
         }
 
@@ -67,7 +68,7 @@ class Outcomes:
         task.state = WAITING
         task.lease = None
         if task.stream is not None:
-            task.stream.restart()
+            self._runtime.streams.restart(task.stream)
 
         def again() -> None:
             if task.state == WAITING and task.cancelled is None:
@@ -187,6 +188,9 @@ class Outcomes:
         if task.lost:
             self._scattered(task.entries, results)
         self._settle(task)
+        if not task.stands_for and list not in set(map(type, results)):
+            self._objects.complete_all(task.entries, results)
+            return
         nested = False
         complete = self._objects.replace if task.stands_for else self._objects.complete
         for entry, value in zip(task.entries, results, strict=False):
@@ -265,7 +269,7 @@ class Outcomes:
         task.state = WAITING
         task.lease = None
         if task.stream is not None:
-            task.stream.restart()
+            self._runtime.streams.restart(task.stream)
         policy = task.template.options.retry_policy
         delay = policy.delay(task.app_failures, self._runtime.random()) if policy is not None else 0.0
         log.info("%s() is retried (attempt %d): %s", task.template.name, task.app_failures + 1, why)
@@ -290,6 +294,19 @@ class Outcomes:
             self._runtime.streams.release(connection, unique, index, value)
         else:
             self._runtime.streams.unwanted(connection, unique, index, value)
+
+    def _items(self, connection: Connection, frame: Frame) -> None:
+        """Many items."""
+        _, unique, index, wires = frame
+        task = self.tasks.get(unique)
+        if (
+            task is not None
+            and task.stream is not None
+            and self._runtime.streams.all_arrived(task, index, wires)
+        ):
+            return
+        for place, value in enumerate(wires, index):
+            self._item(connection, [m.ITEM, unique, place, value])
 
     def _settle(self, task: TaskRecord) -> None:
         """The task is done."""

@@ -358,6 +358,7 @@ class Runtime:
         """Dropped references cannot wake the loop (they may be dropped inside of the garbage collector): look
         now and then, less often when nothing happens."""
         self.direct.look()
+        self.waiting.distinct = []
         if self.store.client.waiting:
             self.store.client.drain()
         if self.catalogue.ended or self.catalogue.keys_ended:
@@ -432,18 +433,23 @@ class Runtime:
 
     def entries_freed(self, entries: list[Entry]) -> None:
         """On the loop: nobody holds these objects of ours any more."""
-        streams = [table for table in self.streams.tables if table]
+        streams: list[Any] = [table for table in self.streams.tables if table]
         creations = self.actors.creations
+        if creations:
+            streams.append(creations)
         for entry in entries:
-            if entry.state == FAILED and not entry.seen:
+            state = entry.state
+            if state == FAILED and not entry.seen:
                 self._unhandled(entry)
             if type(entry.value) is list:
                 self.discard(entry.value)
-            if streams:
-                self.streams.freed(entry.id)
-            if entry.id in creations:
-                self.actors.freed(entry.id)
-            if entry.state == READY:
+            for table in streams:
+                if entry.id in table:
+                    self.streams.freed(entry.id)
+                    if entry.id in creations:
+                        self.actors.freed(entry.id)
+                    break
+            if state == READY:
                 entry.value = None
 
     def discard(self, wire: Any) -> None:
@@ -479,10 +485,15 @@ class Runtime:
         if entry.state != FAILED:  # (one that has been lost meanwhile is PENDING again)
             entry.seen = True
             wire = entry.value
-            if type(wire) is list and wire[0] == values.FORM_STORED:
-                return self._stored_value(entry, private)
+            kind = type(wire)
+            if kind in values.ATOM_TYPES:
+                return wire
+            if kind is list:
+                if wire[0] == values.FORM_STORED:
+                    return self._stored_value(entry, private)
+                return self.decode(wire, private, self.objects.contained_in(entry, wire))
             if not isinstance(wire, BaseException):  # (it may have been lost for good just now)
-                return decode_private(wire) if private else self.decode(wire)
+                return decode_private(wire) if private else values.decode(wire)
         raise self.objects.error(entry)
 
     def values(self, entries: list[Entry], private: bool = False) -> list[Any]:
@@ -503,7 +514,8 @@ class Runtime:
         return found
 
     def _stored_value(self, entry: Entry, private: bool = False) -> Any:
-        return self._found(entry, lambda wire: self.decode(wire, private))
+        contained_in = self.objects.contained_in
+        return self._found(entry, lambda wire: self.decode(wire, private, contained_in(entry, wire)))
 
     def copy_of(self, entry: Entry) -> Any:
         """Any thread but the loop's: a reference to a new object of this process that has the value of one
@@ -551,7 +563,8 @@ class Runtime:
                         (here,) = self.presence.of([entry])  # (who is cancelled meanwhile does not want it)
                         await self.waiting.wait_async(here)
                     view = await self.store.pinned(wire)
-                return self.decode(wire)  # no call to the node: the view is alive until then
+                refs = self.objects.contained_in(entry, wire)
+                return self.decode(wire, False, refs)  # no call to the node: the view is alive until then
             except ObjectLostError:
                 if not entry.state or entry.value is wire:
                     await self.await_on_loop(self.lineage.recover_and_wait(entry, wire))
@@ -562,13 +575,14 @@ class Runtime:
         self.objects.keep(entry)
         return self.ref_of(entry)
 
-    def decode(self, wire: Any, private: bool = False) -> Any:
-        """Any thread: the value of a wire value, wherever it lies."""
+    def decode(self, wire: Any, private: bool = False, refs: list[Any] | None = None) -> Any:
+        """Any thread: the value of a wire value, wherever it lies. `refs`: those in it, where they are at
+        hand."""
         if type(wire) in values.ATOM_TYPES:
             return wire
         if type(wire) is list and wire[0] == values.FORM_STORED:
-            return self.store.read(wire, private)
-        return decode_private(wire) if private else values.decode(wire)
+            return self.store.read(wire, private, refs)
+        return decode_private(wire, refs) if private else values.decode(wire, refs)
 
     # ---- cancelling ----------------------------------------------------------------------------------
 

@@ -288,10 +288,13 @@ class RuntimeStore:
         """Wire form 0 of a stored value, as views that pin it. Raises `ObjectLostError`."""
         return self.client.read(wire[1], wire[5], wire[3])
 
-    def read(self, wire: list[Any], private: bool = False) -> Any:
-        """The value of a stored object, as views of shared memory, or (`private`) as a writable copy."""
+    def read(self, wire: list[Any], private: bool = False, refs: list[Any] | None = None) -> Any:
+        """The value of a stored object, as views of shared memory, or (`private`) as a writable copy. `refs`:
+        those in it, where they are at hand."""
         found = self.raw(wire)
-        return decode_private(found) if private else values.decode(found)
+        if refs is None and wire[4]:
+            refs = values.make_refs(wire[4])
+        return decode_private(found, refs) if private else values.decode(found, refs)
 
     def seal_array(self, array: Any, owner_ident: bytes, owner: str) -> list[Any] | None:
         """If the array was made by `framework.empty`, seal it where it is, for that owner: its wire form.

@@ -24,10 +24,11 @@ from framework._base.ids import TASK_ID_SIZE, object_id_bytes
 from framework._net.connection import Connection, Frame
 from framework._runtime.waiters import FutureWaiter, ThreadWaiter, mailbox_of
 from framework._serial import values
-from framework._state.objects import Entry
+from framework._state.objects import READY, Entry
 from framework._state.streams import StreamState
 from framework._state.tasks import DYNAMIC, SENT, TaskRecord
 from framework._wire import messages as m
+from framework._wire.codec import new_packer
 from framework.exceptions import OwnerDiedError
 
 if TYPE_CHECKING:
@@ -36,6 +37,11 @@ if TYPE_CHECKING:
 FIRST_ITEM_INDEX = 2  #: index 1 is the generator itself
 
 Waiter = Callable[[Any], object]
+
+
+class _PerThread(threading.local):
+    def __init__(self) -> None:
+        self.pack = new_packer()
 
 
 class _Mirror:
@@ -74,7 +80,8 @@ class Streams:
 
     def __init__(self, runtime: Runtime) -> None:
         self._runtime = runtime
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  #: (a signal handler may come back to it)
+        self._thread = _PerThread()
         self._streams: dict[bytes, tuple[StreamState, TaskRecord]] = {}
         self._mirrors: dict[bytes, _Mirror] = {}
         self._mirrors_made = itertools.count()
@@ -113,6 +120,33 @@ class Streams:
         if index == 0:
             self._send_credit(task)
         self._wake(stream)
+
+    def all_arrived(self, task: TaskRecord, index: int, wires: list[Any]) -> bool:
+        """Items that follow on each other have come. False when some are not new, or not plain values: then
+        they are to be taken in one by one."""
+        stream: StreamState = task.stream
+        if task.lost or not stream.expects(index) or list in set(map(type, wires)):
+            return False
+        runtime, entries = self._runtime, self._runtime.objects.table.entries
+        new, ref_class = object.__new__, runtime.ref_class
+        task_id = task.entries[0].id[:TASK_ID_SIZE]
+        number = index + FIRST_ITEM_INDEX
+        refs = []
+        for wire in wires:
+            item_id = task_id + number.to_bytes(4, "little")
+            number += 1
+            entry = entries[item_id] = Entry(item_id)
+            entry.value = wire
+            entry.state = READY
+            ref = new(ref_class)  # as `ref_of`, which finds the runtime each time
+            ref._entry = entry
+            ref._runtime = runtime
+            refs.append(ref)
+        stream.add_all(index, refs)
+        if index == 0:
+            self._send_credit(task)
+        self._wake(stream)
+        return True
 
     def unwanted(self, connection: Connection, unique: int, index: int, value: Any) -> None:
         """An item of a task that has been given up."""
@@ -176,20 +210,46 @@ class Streams:
                 waiter(None)
 
     def _send_credit(self, task: TaskRecord) -> None:
-        """What is due is worked out here, on the loop, where it is known which attempt the producer is in."""
+        """Any thread: give the producer the credits that are due. (A thread that takes items says so itself:
+        the loop would only get the interpreter when that one has nothing left to take.)
+
+        With the lock, under which attempts change too (`restart`): what is sent here reaches the attempt that
+        it is for, or nobody. Ctrl-C may strike at any line, and credits that are lost would be a producer
+        that waits for ever: they count as given after they have been buffered, and are written by the loop if
+        not by this thread."""
+        stream: StreamState = task.stream
+        due = stream.owed()
+        if not due:
+            return
+        frame = self._thread.pack((m.CREDIT, task.unique, due))
+        connection = None
+        try:
+            with self._lock:
+                if stream.owed() == due:  # else whoever has changed that sees to it
+                    connection = self._producer_of(task)
+                    if connection is not None:
+                        connection.buffer(frame)
+                    stream.granted += due
+            if connection is not None:
+                connection.flush()
+        except BaseException:
+            if connection is not None:
+                self._runtime.post(connection.flush)
+            raise
+
+    def restart(self, stream: StreamState) -> None:
+        """Loop: its task is to be tried again."""
         with self._lock:
-            due = task.stream.credits_due()
-        connection = self._producer_of(task) if due else None
-        if connection is not None:
-            connection.cast(m.CREDIT, task.unique, due)
+            stream.restart()
 
     @staticmethod
     def _producer_of(task: TaskRecord) -> Connection | None:
         connection = None
-        if task.lease is not None:
-            connection = task.lease.connection
-        elif task.actor is not None:
-            connection = task.actor.connection_of(task)
+        lease, actor = task.lease, task.actor
+        if lease is not None:
+            connection = lease.connection
+        elif actor is not None:
+            connection = actor.connection_of(task)
         return connection if connection is not None and not connection.closed else None
 
     # ---- to the consumer (any thread) ----------------------------------------------------------------
@@ -213,9 +273,23 @@ class Streams:
         if isinstance(source, _Mirror):
             if ref is None and stream.ended and source.error is not None:
                 raise source.error
-        elif ref is not None and source is not None:
-            if stream.window >= 0 and (stream.taken - stream.granted) * 2 >= stream.window:
-                self._runtime.post(self._send_credit, source)
+        elif ref is not None and source is not None and stream.owed():
+            self._send_credit(source)
+        return ref
+
+    def take_here(self, entry: Entry) -> Any | None:
+        """The next item of a generator of this process, if it is here. Any thread."""
+        found = self._streams.get(entry.id)
+        if found is None:
+            return None
+        stream, task = found
+        with self._lock:  # `StreamState.take`
+            if not stream.items:
+                return None
+            stream.taken += 1
+            ref = stream.items.popleft()
+        if (stream.taken - stream.granted) * 2 >= stream.window >= 0:
+            self._send_credit(task)
         return ref
 
     def _listen(self, stream: StreamState, source: TaskRecord | _Mirror | None, waiter: Waiter) -> None:

@@ -38,6 +38,11 @@ if TYPE_CHECKING:
 RETURN_1 = object_id_bytes(b"", 1)
 
 
+def _numbers(returns: int) -> list[bytes]:
+    """What the ids of so many returns end in."""
+    return [object_id_bytes(b"", index) for index in range(1, returns + 1)]
+
+
 class _PerThread(threading.local):
     def __init__(self) -> None:
         self.pack = new_packer()
@@ -49,6 +54,7 @@ class Submitter(Outcomes):
     def __init__(self, runtime: Runtime) -> None:
         super().__init__(runtime)
         self._thread = _PerThread()
+        self._numbers: list[bytes] = []  #: ends of object ids, as far as they were needed
         self._entries = runtime.objects.table.entries
         self._submitted: deque[TaskRecord] = deque()
         self._awake = False
@@ -131,13 +137,18 @@ class Submitter(Outcomes):
             task.stream = StreamState(window if returns == STREAMING else -1)
             task.extra = {**(task.extra or {}), "window": task.stream.window}
             returns = 1
-        entries = []
-        for index in range(1, returns + 1):
-            entry = self._objects.new(object_id_bytes(task_id, index))
+        numbers = self._numbers
+        if len(numbers) < returns <= limits.RETURNS_KNOWN:
+            numbers = self._numbers = _numbers(returns)
+        elif len(numbers) < returns:
+            numbers = _numbers(returns)
+        ids = [task_id + number for number in numbers[:returns]]
+        entries = [Entry(object_id) for object_id in ids]
+        for entry in entries:
             entry.task = task
             entry.site = site
-            entries.append(entry)
         task.entries = entries
+        self._entries.update(zip(ids, entries, strict=True))
 
     @property
     def waiting(self) -> bool:

@@ -12,9 +12,12 @@ import contextlib
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import TypeVar
 
 from framework._service.mailbox import Mailbox
 from framework._state.objects import FAILED, Entry
+
+T = TypeVar("T")
 
 _registration = threading.Lock()
 _AT_ONCE = 1_000  #: registrations for which that is held
@@ -83,6 +86,13 @@ class ThreadWaiter:
         remaining = self._remaining
         remaining.discard(entry)
         if len(remaining) <= self._stop_at or (self._eager and entry.state == FAILED):
+            self.wake()
+
+    def are_done(self, entries: list[Entry]) -> None:
+        """As a call for each of these, all of which are ready."""
+        remaining = self._remaining
+        remaining.difference_update(entries)
+        if len(remaining) <= self._stop_at:
             self.wake()
 
     def wake(self) -> None:
@@ -182,6 +192,21 @@ def first_done(entries: Sequence[Entry], count: int) -> list[int]:
             if len(found) == count:
                 break
     return found
+
+
+def without(items: Sequence[T], positions: Sequence[int]) -> list[T]:
+    """A list of all but those at these positions, which ascend."""
+    if len(positions) == 1:
+        rest = list(items)
+        del rest[positions[0]]
+        return rest
+    rest = []
+    start = 0
+    for position in positions:
+        rest += items[start:position]
+        start = position + 1
+    rest += items[start:]
+    return rest
 
 
 class FutureWaiter:

@@ -41,6 +41,9 @@ class Waiting:
     def __init__(self, runtime: Runtime) -> None:
         self._runtime = runtime
         self._forks = fork_count()
+        #: what was left of the last `wait`, each once: a loop around it comes with these again. Forgotten by
+        #: the runtime's tick: entries of objects that are gone are not to be kept.
+        self.distinct: list[Entry] = []
         self._warned_blocking: set[tuple[str, int]] = set()
         self._callbacks: concurrent.futures.ThreadPoolExecutor | None = None
 

@@ -30,7 +30,7 @@ import cloudpickle
 
 from framework._base.limits import PICKLE_BUFFER as MIN_BUFFER
 from framework._base.limits import PICKLER_REUSED as MAX_REUSED
-from framework._serial.refs import NotedRef, contexts, noting
+from framework._serial.refs import NotedRef, contexts, noting, reduce_by_place
 
 PROTOCOL = 5
 
@@ -134,6 +134,7 @@ class ValuePickler(cloudpickle.Pickler):  # type: ignore[misc, no-any-unimported
             buffers.append(raw)
             return False
 
+        self._by_place = buffers is not None  #: references are pickled by their places in what is noted
         super().__init__(_Sink(write), PROTOCOL, None if buffers is None else keep)
 
     def reducer_override(self, obj: Any) -> Any:
@@ -148,7 +149,7 @@ class ValuePickler(cloudpickle.Pickler):  # type: ignore[misc, no-any-unimported
             return NotImplemented if _imported_as_named(obj) else self._function_reduce(obj)
         if issubclass(kind, type):
             return NotImplemented if _imported_as_named(obj) else super().reducer_override(obj)
-        return NotImplemented
+        return reduce_by_place(obj) if self._by_place else NotImplemented
 
 
 class _Sink:

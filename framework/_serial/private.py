@@ -12,6 +12,7 @@ from typing import Any
 
 from framework._serial import values
 from framework._serial.pickler import _rebuild_view
+from framework._serial.refs import with_refs
 from framework.exceptions import FrameworkError
 
 
@@ -38,7 +39,7 @@ class _PrivateUnpickler(pickle.Unpickler):
         return _writable_view if found is _rebuild_view else found
 
 
-def decode_private(wire: Any) -> Any:
+def decode_private(wire: Any, refs: list[Any] | None = None) -> Any:
     """As `values.decode`, into private, writable memory."""
     kind = type(wire)
     if kind in values.ATOM_TYPES:
@@ -49,8 +50,10 @@ def decode_private(wire: Any) -> Any:
         if wire[0] != values.FORM_PICKLE:
             return values.decode(wire)  # says what is wrong with it
         pickled, buffers = wire[1], [bytearray(buffer) for buffer in wire[3:]]
+        if refs is None and wire[2]:
+            refs = values.make_refs(wire[2])
     try:
-        return _PrivateUnpickler(io.BytesIO(pickled), buffers=buffers).load()
+        return with_refs(_PrivateUnpickler(io.BytesIO(pickled), buffers=buffers).load, refs or [])
     except (FrameworkError, MemoryError):
         raise
     except Exception as error:

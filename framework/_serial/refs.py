@@ -8,12 +8,19 @@ thread:
   and tell the receiver what it borrows;
 - while decoding, every reference made is noted, so that the receiver can register as a borrower.
 
+In a value that the framework pickles, a reference is no more than its place in the list of those that were
+noted: the ids travel in that list alone. Whoever decodes has the list, and mostly the references too (an
+object keeps those that are in its value): then unpickling takes them from there in C, without a call of ours
+for each. Whatever else pickles a reference, `pickle.dumps` within a ``__reduce__`` for instance, gets the
+whole of it (`reduce_ref`).
+
 A reference pickled by the user himself (``pickle.dumps(ref)``) has no context. Nobody can know when those
 bytes are gone, so the hook set by `set_out_of_band_hook` is told, which pins the object for good.
 """
 
 from __future__ import annotations
 
+import operator
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -31,6 +38,7 @@ class _Contexts(threading.local):
 
     encoding: list[NotedRef] | None = None
     decoding: list[Any] | None = None
+    at_hand: list[Any] | None = None  #: the references in the value that is being unpickled, by their places
 
 
 contexts = _Contexts()
@@ -111,6 +119,53 @@ def rebuild_ref(object_id: bytes, owner: str, kind: str = "") -> Any:
     if made is not None:
         made.append(ref)
     return ref
+
+
+class _AtHand:
+    """Stands, in a pickle, for the references that are at hand where it is read."""
+
+    __slots__ = ()
+
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+        return refs_at_hand, ()
+
+
+_AT_HAND = _AtHand()
+_by_place = operator.getitem
+
+
+def reduce_by_place(ref: object) -> Any:
+    """As `reduce_ref`, for a pickler whose context is the innermost one, and whose pickle will be read by
+    `with_refs`; NotImplemented for what is no reference of the usual kind."""
+    found = _describers.get(type(ref))
+    noted = contexts.encoding
+    if found is None or found[1] or noted is None:
+        return NotImplemented
+    place = len(noted)
+    object_id, owner = found[0](ref)
+    noted.append((ref, object_id, owner))
+    return _by_place, (_AT_HAND, place)
+
+
+def refs_at_hand() -> list[Any]:
+    """Named by pickles: the references in the value that is being read, in this thread.
+
+    Raises `SerializationError` where there are none: these bytes are read by something else.
+    """
+    found = contexts.at_hand
+    if found is None:
+        raise SerializationError("a value with references can only be read together with these")
+    return found
+
+
+def with_refs(load: Callable[[], Any], refs: list[Any]) -> Any:
+    """What `load()` unpickles, with these references in their places."""
+    outer = contexts.at_hand
+    try:
+        contexts.at_hand = refs
+        return load()
+    finally:
+        contexts.at_hand = outer
 
 
 @contextmanager

@@ -24,7 +24,7 @@ from framework._base.limits import INLINE_LIMIT, MAX_ATOM_STR
 from framework._base.limits import PICKLE_BUFFER as MIN_BUFFER
 from framework._serial.culprit import advice_for, find_culprit
 from framework._serial.pickler import PROTOCOL, pickle_value
-from framework._serial.refs import contexts
+from framework._serial.refs import contexts, rebuild_ref, with_refs
 from framework.exceptions import FrameworkError, SerializationError
 
 FORM_PICKLE = 0
@@ -147,8 +147,9 @@ def unserializable(value: Any, where: str, name: str | None, error: Exception) -
     return SerializationError(f"cannot serialize {where}: {place}{found.reason}. {advice_for(found.reason)}")
 
 
-def decode(wire: Any) -> Any:
-    """The value of an atom, a pickle or form 0.
+def decode(wire: Any, refs: list[Any] | None = None) -> Any:
+    """The value of an atom, a pickle or form 0. `refs`: those in it (`nested_refs`), where they are at hand;
+    else they are made.
 
     Out-of-band buffers (bytes or memoryviews) are not copied: what is made of them is read-only and keeps
     them alive. Raises `SerializationError`, with the original exception as its cause and a hint, when the
@@ -163,7 +164,12 @@ def decode(wire: Any) -> Any:
         if kind is not list and kind is not tuple:
             return _loads(wire)  # a pickle in a view of the store
         if wire[0] == FORM_PICKLE:
-            return _loads(wire[1], buffers=[_read_only(buffer) for buffer in wire[3:]])
+            buffers = [_read_only(buffer) for buffer in wire[3:]]
+            if refs is None:
+                if not wire[2]:
+                    return _loads(wire[1], buffers=buffers)
+                refs = make_refs(wire[2])
+            return with_refs(lambda: _loads(wire[1], buffers=buffers), refs)
     except FrameworkError:
         raise
     except MemoryError:
@@ -171,6 +177,11 @@ def decode(wire: Any) -> Any:
     except Exception as error:
         raise undecodable("the value", error) from error
     raise SerializationError(f"this wire value is of form {wire[0]!r}: only values can be decoded")
+
+
+def make_refs(nested: list[Any]) -> list[Any]:
+    """References for these entries of `nested_refs`."""
+    return [rebuild_ref(bytes(object_id), owner) for object_id, owner in nested]
 
 
 def _read_only(buffer: Any) -> Any:
@@ -201,7 +212,8 @@ def _safe_text(error: BaseException) -> str:
 
 
 def decode_with_refs(wire: Any) -> tuple[Any, list[Any]]:
-    """As `decode`, and the reference objects that were made on the way (one per entry of `nested_refs`)."""
+    """As `decode`, and the reference objects that were made on the way (one per entry of `nested_refs`,
+    and more where they were not pickled by us, or are of another kind)."""
     if type(wire) in ATOM_TYPES:
         return wire, []
     made: list[Any] = []

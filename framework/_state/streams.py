@@ -18,7 +18,17 @@ from typing import Any
 class StreamState:
     """One stream. `items` holds references of items that nobody has taken yet."""
 
-    __slots__ = ("arrived", "closed", "finished", "granted", "items", "running", "taken", "waiters", "window")
+    __slots__ = (
+        "arrived",
+        "closed",
+        "finished",
+        "granted",
+        "items",
+        "running",
+        "taken",
+        "waiters",
+        "window",
+    )
 
     def __init__(self, window: int) -> None:
         self.window = window  #: -1: unbounded
@@ -48,6 +58,14 @@ class StreamState:
         self.items.append(item)
         return True
 
+    def add_all(self, index: int, items: Sequence[Any]) -> None:
+        """As `add`, for several from number `index` on, all of which are expected."""
+        if index == 0:
+            self.running = True
+            self.granted = 0
+        self.arrived = index + len(items)
+        self.items.extend(items)
+
     def expects(self, index: int) -> bool:
         """Whether `add` would take this item."""
         return not self.closed and index >= self.arrived
@@ -65,15 +83,18 @@ class StreamState:
             self.items.extendleft(reversed(items))
             self.taken -= len(items)
 
-    def credits_due(self) -> int:
-        """Credits to return to the producer now (0: not worth a frame yet); they count as given."""
+    def owed(self) -> int:
+        """Credits to return to the producer now (0: not worth a frame yet)."""
         if self.window < 0 or self.finished or self.closed or not self.running:
             return 0
         owed = self.taken - self.granted
-        if owed * 2 < self.window or owed <= 0:
-            return 0
-        self.granted = self.taken
-        return owed
+        return owed if owed > 0 and owed * 2 >= self.window else 0
+
+    def credits_due(self) -> int:
+        """The same; they count as given."""
+        due = self.owed()
+        self.granted += due
+        return due
 
     @property
     def ended(self) -> bool:

@@ -61,6 +61,7 @@ RETIRING: Final = 44
 FAILED: Final = 45
 ARG_LOST: Final = 46
 DONES: Final = 47
+ITEMS: Final = 48
 # borrower <-> owner
 FETCH: Final = 50
 BORROW: Final = 51
@@ -261,6 +262,8 @@ CATALOGUE: Final[dict[int, Message]] = {
     FAILED: Message("failed", unique=int, micros=int, retryable=bool, error=list),
     ARG_LOST: Message("arg_lost", unique=int, object=bytes),
     ITEM: Message("item", unique=int, index=int, value=ANY),
+    # Several of these that follow on each other; `index`: that of the first.
+    ITEMS: Message("items", unique=int, index=int, values=list),
     RETURNED: Message("returned", uniques=list, blocked=bool),
     RETIRING: Message("retiring"),
     FETCH: Message("fetch", rid=int, object=bytes, value_wanted=bool),
@@ -468,7 +471,7 @@ for _opcode, _fields in SHAPES.items():
     _message.shapes = tuple((1 + _message.fields.index(name), shape) for name, shape in _fields.items())
 
 #: Frames of the hot path: their fields are taken apart by the handler, so only the length is checked here.
-HOT: Final = frozenset({TASK, TASKS, DONE, DONES, ITEM, REPLY, DONE_MANY})
+HOT: Final = frozenset({TASK, TASKS, DONE, DONES, ITEM, ITEMS, REPLY, DONE_MANY})
 
 
 def check(frame: object) -> int:

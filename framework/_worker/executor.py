@@ -330,6 +330,8 @@ class Executor:
                 return
             self.blocked = True
         self.flush_replies()
+        for producer in list(self.producers.values()):
+            producer.flush()
         node = self.runtime.node
         if node is not None:
             node.send(_BLOCKED)

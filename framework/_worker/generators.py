@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
+from framework._base import limits
 from framework._net.connection import Connection
 from framework._state.tasks import DYNAMIC
+from framework._worker.items import Items
 from framework._worker.templates import ExecTemplate
 
 if TYPE_CHECKING:
@@ -20,6 +23,7 @@ class Producer:
     runs."""
 
     __slots__ = (
+        "_ahead",
         "_async_wake",
         "_call",
         "_closed",
@@ -27,6 +31,7 @@ class Producer:
         "_credits",
         "_executor",
         "_index",
+        "_items",
         "_loop",
         "_only",
         "_template",
@@ -52,7 +57,10 @@ class Producer:
         self._unique = unique
         self._unbounded = window < 0
         self._credits = window
+        #: credits that the generator's thread has for itself: only it looks at them
+        self._ahead = sys.maxsize if window < 0 else 0
         self._index = 0
+        self._items = Items(executor, connection, template, unique)
         #: where lost items are made again: which ones; it ends after the last of them
         self._only: set[int] | None = set(extra["only"]) if extra and "only" in extra else None
         self._closed = self._only == set()
@@ -67,6 +75,10 @@ class Producer:
 
     def __exit__(self, *_: object) -> None:
         self._executor.producers.pop(self._unique, None)
+
+    def flush(self) -> None:
+        """Any thread: send the items that wait for company."""
+        self._items.flush()
 
     def credit(self, credits: int) -> None:
         """The consumer has taken items."""
@@ -99,15 +111,19 @@ class Producer:
             self._loop.call_soon_threadsafe(self._async_wake.set)
 
     def _spend(self) -> bool:
-        """With the lock: take a credit, if there is one and the consumer's process takes what it is
+        """With the lock: take all credits, if there are some and the consumer's process takes what it is
         sent."""
         if self._connection.full:
             self._connection.when_drained(self._drained)
             return False
-        if self._unbounded or self._credits > 0:
-            self._credits -= 1
+        if self._unbounded:
             return True
-        return False
+        self._ahead += self._credits
+        self._credits = 0
+        if self._ahead <= 0:
+            return False
+        self._ahead -= 1
+        return True
 
     def run(self, iterable: Iterator[Any]) -> int:
         """A plain generator; returns the number of its items."""
@@ -117,16 +133,24 @@ class Producer:
         except TypeError:
             raise self._not_iterable(iterable) from None
         done = object()
+        call, arguments = self._call, [iterator, done]
+        nothing: dict[str, Any] = {}
+        connection = self._connection
+        add = self._items.add if self._only is None else self._add_wanted
         try:
             while not self._closed:
-                if not self._allowed():
+                if self._ahead > 0 and not connection.full:
+                    self._ahead -= 1
+                elif not self._allowed():
                     break
-                item = self._call(unique, next, [iterator, done], {})
+                item = call(unique, next, arguments, nothing)
                 if item is done or self._closed:
                     break
-                self._send(item)
+                add(self._index, item)
+                self._index += 1
                 del item
         finally:
+            self._items.flush()
             close = getattr(iterator, "close", None)
             if close is not None:
                 self._call(unique, close, [], {})
@@ -144,6 +168,16 @@ class Producer:
         with self._wake:
             if self._spend():
                 return True
+        self._items.flush()
+        with self._wake:
+            if self._is_closed():
+                return False
+            if self._spend():
+                return True
+            # (A consumer that keeps up has more by then, and the CPUs need not go to and fro for each lot.)
+            self._call(self._unique, self._wake.wait, [limits.LEND_AFTER], {})
+            if self._spend():
+                return True
         # It waits for its consumer, who may need the CPUs of this worker.
         with self._executor.runtime.waiting.blocked(), self._wake:
             while not self._closed:
@@ -152,25 +186,25 @@ class Producer:
                 self._call(self._unique, self._wake.wait, [], {})
         return False
 
-    def _send(self, item: Any) -> None:
+    def _add_wanted(self, index: int, item: Any) -> None:
+        """Where lost items are made again."""
         only = self._only
-        if only is None or self._index in only:
-            self._executor.results.send_item(
-                self._connection, self._template, self._unique, self._index, item
-            )
-            if only is not None:
-                only.discard(self._index)
-                self._closed = self._closed or not only
-        self._index += 1
+        if only and index in only:
+            self._items.alone(index, item)
+            only.discard(index)
+            self._closed = self._closed or not only
 
     async def run_async(self, iterable: AsyncIterator[Any]) -> int:
         """An async generator; returns the number of its items."""
         self._loop = asyncio.get_running_loop()
         self._async_wake = asyncio.Event()
         iterator = aiter(iterable)
+        add = self._items.add if self._only is None else self._add_wanted
         try:
             while not self._closed:
-                if not await self._allowed_async():
+                if self._ahead > 0 and not self._connection.full:
+                    self._ahead -= 1
+                elif not await self._allowed_async():
                     break
                 try:
                     item = await anext(iterator)
@@ -178,9 +212,11 @@ class Producer:
                     break
                 if self._is_closed():  # in the meantime
                     break
-                self._send(item)
+                add(self._index, item)
+                self._index += 1
                 del item
         finally:
+            self._items.flush()
             close = getattr(iterator, "aclose", None)
             if close is not None:
                 await close()
@@ -195,5 +231,6 @@ class Producer:
                 if self._spend():
                     return True
                 self._async_wake.clear()
+            self._items.flush()
             with self._executor.runtime.waiting.blocked():
                 await self._async_wake.wait()

@@ -16,7 +16,7 @@ from framework._serial.pickler import PROTOCOL
 from framework._wire import messages as m
 from framework._worker.arguments import ArgumentLost
 from framework._worker.interruption import Interrupt
-from framework._worker.replies import Result, write_out
+from framework._worker.replies import Result
 from framework._worker.templates import ExecTemplate
 from framework.exceptions import FrameworkError, TaskCancelledError
 
@@ -58,8 +58,14 @@ class Results:
         if returns == 0:
             return pack((m.DONE_MANY, unique, micros, [])), None
         results = self._split(template, result)
-        wires, held = [], []
+        wires: list[Any] = []
+        held: list[Any] = []
+        atoms, is_atom = values.ATOM_TYPES, values.is_atom
         for index, value in enumerate(results):
+            kind = type(value)
+            if kind in atoms and is_atom(value) and (kind is not str or len(value) <= limits.FULL_INLINE):
+                wires.append(value)
+                continue
             where = f"result {index} of {template.name}()"
             wire, refs = self._wire_of(connection, template, unique, index + 1, value, where)
             wires.append(wire)
@@ -133,25 +139,12 @@ class Results:
         )
         return self._executor.thread.pack((m.FAILED, unique, micros, retryable, wire)), refs
 
-    def send_item(
+    def item(
         self, connection: Connection, template: ExecTemplate, unique: int, index: int, value: Any
-    ) -> None:
-        """The executing thread: one item of a stream."""
-        pack = self._executor.thread.pack
-        if type(value) in values.ATOM_TYPES and values.is_atom(value):
-            self._send_item(connection, template, pack((m.ITEM, unique, index, value)))
-            return
-        wire, refs = self._wire_of(
-            connection, template, unique, index + 2, value, f"item {index} of {template.name}()"
-        )
-        if refs:
-            self._runtime.objects.hold(connection, unique, index + 2, refs)
-        self._send_item(connection, template, pack((m.ITEM, unique, index, wire)))
-
-    def _send_item(self, connection: Connection, template: ExecTemplate, data: bytes) -> None:
-        connection.send(data)
-        if template.careful:
-            write_out(connection)
+    ) -> tuple[Any, list[Any]]:
+        """An item of a stream in wire form, and the references in it."""
+        where = f"item {index} of {template.name}()"
+        return self._wire_of(connection, template, unique, index + 2, value, where)
 
 
 def _exit_error(error: SystemExit) -> BaseException:

@@ -16,6 +16,7 @@ import os
 import pickle
 import threading
 import time
+import weakref
 from collections.abc import Iterator
 from typing import Any
 
@@ -314,6 +315,45 @@ def test_wait(session: object) -> None:
     for number in (0, 6, -1):
         with pytest.raises(ValueError, match="num_returns must be between 1 and .*5"):
             fw.wait(refs, num_returns=number)
+
+
+def test_wait_finds_duplicates_in_what_an_earlier_one_has_left(session: object) -> None:
+    refs = [fw.put(n) for n in range(5)]
+    for _ in range(2):
+        done, rest = fw.wait(refs)
+        assert (done, rest) == (refs[:1], refs[1:])
+        for twice in ([*rest, rest[0]], [rest[1], *rest[1:]], [rest[0]] * 4):
+            with pytest.raises(ValueError, match="duplicates"):
+                fw.wait(twice)
+        assert fw.wait(rest, num_returns=4) == (rest, [])
+
+
+def test_wait_keeps_nothing_of_what_it_has_left(session: object) -> None:
+    runtime = current()
+    _, rest = fw.wait([fw.put(n) for n in range(5)])
+    left = weakref.ref(rest[0]._entry)
+    del rest
+    wait_until(lambda: left() is None)
+    assert runtime.waiting.distinct == []
+
+
+@fw.remote
+def container(count: int) -> list[Any]:
+    return [fw.put(number) for number in range(count)]
+
+
+@pytest.mark.parametrize("count", [3, 15_000], ids=["inline", "stored"])
+@pytest.mark.parametrize("copy", [False, True])
+def test_references_in_a_value_are_those_that_it_keeps(session: object, count: int, copy: bool) -> None:
+    ref = container.remote(count)
+    first, second = fw.get(ref, copy=copy), fw.get(ref, copy=copy)
+    assert first is not second and len(first) == count
+    assert all(one is other for one, other in zip(first, second, strict=True))
+    assert get(first[:3]) == [0, 1, 2]
+    keep = first[1]
+    del ref, first, second
+    wait_until(lambda: census()["entries"] == 1)
+    assert get(keep) == 1
 
 
 def test_wait_counts_failures_as_done(session: object) -> None:

@@ -163,7 +163,14 @@ async def test_a_deep_field_ends_the_connection() -> None:
 
 
 @pytest.mark.parametrize(
-    "frame", [[m.DONE, [], 1, b""], [m.ITEM, {}, 1, b""], [m.UNBORROW, [[]]], [m.BORROW, 1, [{}]]]
+    "frame",
+    [
+        [m.DONE, [], 1, b""],
+        [m.ITEM, {}, 1, b""],
+        [m.ITEMS, 1, 0, {}],
+        [m.UNBORROW, [[]]],
+        [m.BORROW, 1, [{}]],
+    ],
 )
 async def test_a_handler_that_stumbles_over_fields_of_hot_messages(frame: list[Any]) -> None:
     """Nobody looks at them before: the peer is to blame nevertheless, and the connection ends."""

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from framework._runtime.waiters import ThreadWaiter, register, register_all
 from framework._serial.errors import encode_error, error_from_wire
 from framework._state.objects import FAILED, PENDING, READY, Entry
 from framework._wire import messages as m
@@ -187,10 +188,11 @@ def test_who_asks_for_a_failed_object_gets_its_error(runtime: FakeRuntime) -> No
     assert ref._entry.seen
 
 
-def test_a_result_that_is_made_again_brings_its_references(runtime: FakeRuntime) -> None:
-    def stored(name: bytes, *refs: tuple[bytes, str]) -> list[Any]:
-        return [3, name, runtime.address, 10, [[i, o] for i, o in refs], b""]
+def stored(name: bytes, *refs: tuple[bytes, str]) -> list[Any]:
+    return [3, name, "unix:me", 10, [[i, o] for i, o in refs], b""]
 
+
+def test_a_result_that_is_made_again_brings_its_references(runtime: FakeRuntime) -> None:
     old, new = runtime.new(THEIRS, 1), runtime.new(OTHER, 2)
     ref = runtime.new(MINE, stored(MINE, (THEIRS, runtime.address)))
     runtime.objects.replace(ref._entry, stored(MINE, (OTHER, runtime.address)))
@@ -202,6 +204,39 @@ def test_a_result_that_is_made_again_brings_its_references(runtime: FakeRuntime)
     runtime.objects.replace(ref._entry, elsewhere)
     assert ref._entry.value == elsewhere
     assert [wire[1] for wire in runtime.discarded] == [MINE], "the copy that it replaces"
+
+
+def test_references_at_hand_are_those_of_the_value_that_is_read(runtime: FakeRuntime) -> None:
+    """A thread reads a value while another takes its place, with other references in it."""
+    ref = runtime.new(MINE, stored(MINE, (THEIRS, "unix:owner")))
+    entry, objects = ref._entry, runtime.objects
+    entry.contained = [runtime.make_ref(THEIRS, "unix:owner")]
+    old = entry.value
+    assert objects.contained_in(entry, old) is entry.contained
+    assert [ref._entry.id for ref in entry.contained] == [THEIRS]
+    new = stored(MINE, (OTHER, "unix:owner"))
+    seen: list[Any] = []
+
+    class Watched(Entry):
+        """An entry that is looked at after each step of whoever changes it."""
+
+        __slots__ = ()
+
+        def __setattr__(self, name: str, value: Any) -> None:
+            super().__setattr__(name, value)
+            for wire, object_id in ((old, THEIRS), (new, OTHER)):
+                found = objects.contained_in(self, wire)
+                if found is not None:
+                    seen.append(object_id)
+                    assert [ref._entry.id for ref in found] == [object_id]
+
+    entry.__class__ = Watched
+    objects.replace(entry, new)
+    assert entry.value == new and OTHER in seen
+    entry.__class__ = Entry
+    assert objects.contained_in(entry, old) is None
+    entry.contained = None
+    assert objects.contained_in(entry, new) is None
 
 
 def test_a_late_error_for_a_freed_object_takes_nothing_into_custody(runtime: FakeRuntime) -> None:
@@ -403,3 +438,24 @@ def test_what_is_used_here_of_a_caller_that_is_out_of_sight_is_registered_at_onc
     runtime.objects.register_used()
     assert [fields for fields, _ in runtime.to("tcp:o").calls] == [(m.BORROW, [THEIRS])]
     del used
+
+
+def test_many_that_are_completed_together(runtime: FakeRuntime) -> None:
+    """As one by one: threads that wait for many, other waiters, those that are done already."""
+    entries = [Entry(number.to_bytes(28, "little")) for number in range(8)]
+    objects = runtime.objects
+    mine, other = ThreadWaiter(entries[:6], 6, True), ThreadWaiter(entries[4:6], 2, True)
+    register_all(entries[:4], mine)
+    register_all(entries[4:5], other)
+    register_all(entries[4:6], mine)  # beside another one
+    called: list[Entry] = []
+    register(entries[6], called.append)
+    objects.complete(entries[7], "before")
+    objects.complete_all(entries[:5], list(range(5)))
+    assert not mine.wait(0) and not other.wait(0)
+    objects.complete_all(entries[5:], ["five", "six", "seven"])
+    assert mine.wait(0)
+    assert other._remaining == {entries[5]}, "it has not registered there"
+    assert called == [entries[6]]
+    assert [entry.value for entry in entries] == [0, 1, 2, 3, 4, "five", "six", "before"]
+    assert not any(entry.waiters for entry in entries) and all(entry.done for entry in entries)

@@ -11,6 +11,8 @@ from typing import Any
 from unittest import mock
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from framework._runtime.objects import Objects
 from framework._runtime.waiters import (
@@ -22,6 +24,7 @@ from framework._runtime.waiters import (
     register_all,
     unregister,
     wait_set,
+    without,
 )
 from framework._state.objects import FAILED, READY, Entry
 
@@ -215,6 +218,15 @@ def test_the_first_that_are_done() -> None:
     assert first_done(entries, 2) == [1, 4]
     assert first_done(entries, 6) == [1, 4, 5]
     assert first_done([], 1) == []
+
+
+@given(st.lists(st.booleans(), max_size=30), st.booleans())
+def test_all_but_some(chosen: list[bool], as_tuple: bool) -> None:
+    items = [object() for _ in chosen]
+    positions = [position for position, one in enumerate(chosen) if one]
+    rest = without(tuple(items) if as_tuple else items, positions)
+    assert rest == [item for item, one in zip(items, chosen, strict=True) if not one]
+    assert rest is not items and len(items) == len(chosen)
 
 
 def test_a_loop_registers_with_each_once() -> None:

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import cloudpickle
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -15,6 +16,7 @@ from hypothesis import strategies as st
 from framework._serial import refs
 from framework._serial.culprit import find_culprit
 from framework._serial.functions import dump_function, load_function
+from framework._serial.private import decode_private
 from framework._serial.values import decode, decode_with_refs, encode, nested_refs
 from framework.exceptions import SerializationError
 
@@ -109,7 +111,7 @@ def test_encoded_holds_the_references(registered: list[FakeRef]) -> None:
 def test_subclasses_and_other_kinds() -> None:
     value, made = decode_with_refs(encode([SubRef(bytes(28)), StreamRef(bytes(28))]).wire)
     assert [type(ref) for ref in value] == [FakeRef, StreamRef]
-    assert made == value
+    assert all(ref in made for ref in value)
 
 
 def test_pickled_by_the_user(registered: list[FakeRef]) -> None:
@@ -123,6 +125,50 @@ def test_pickled_by_the_user(registered: list[FakeRef]) -> None:
 def test_decode_without_collecting() -> None:
     assert decode(encode([new_ref(4)]).wire)[0].object_id == new_ref(4).object_id
     assert decode_with_refs(5) == (5, [])
+
+
+@pytest.mark.parametrize("read", [decode, decode_private])
+def test_references_at_hand_are_not_made_again(read: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    first, second = new_ref(1), new_ref(2)
+    encoded = encode({"a": [first, second], "b": (first, 5), "c": np.zeros(3)})
+    monkeypatch.setattr(refs, "_rebuilders", {})
+    value = read(encoded.wire, encoded.refs)
+    assert value["a"][0] is first and value["a"][1] is second and value["b"][0] is first
+    assert refs.contexts.at_hand is None
+
+
+def test_ids_travel_once() -> None:
+    encoded = encode([new_ref(number) for number in range(100)])
+    assert new_ref(7).object_id not in encoded.wire[1]
+    assert len(encoded.wire[1]) < 100 * 12
+
+
+class Inner:
+    """Carries a pickle that the user has made, and reads it when it is asked to."""
+
+    def __init__(self, ref: FakeRef) -> None:
+        self.ref = ref
+
+    def __reduce__(self) -> Any:
+        return bytes, (pickle.dumps([self.ref]),)
+
+
+def test_what_the_user_pickles_within_a_value_can_be_read_by_itself() -> None:
+    one, other = new_ref(1), new_ref(2)
+    encoded = encode([one, Inner(other), one])
+    assert [ref.object_id for ref in encoded.refs] == [one.object_id, other.object_id]
+    value = decode(encoded.wire, encoded.refs)
+    assert value[0] is value[2] is one
+    assert pickle.loads(value[1])[0].object_id == other.object_id
+
+
+def test_a_value_with_references_is_not_read_without_them() -> None:
+    payload = encode([new_ref(1)]).wire[1]
+    with pytest.raises(SerializationError, match="together with"):
+        decode(payload)
+    with pytest.raises(SerializationError):
+        decode([0, b"junk", []], [new_ref(1)])
+    assert refs.contexts.at_hand is None
 
 
 class Wraps:
@@ -144,8 +190,8 @@ def test_nested_encodes_note_their_own(registered: list[FakeRef]) -> None:
     assert encoded.refs == [before, after]
     assert wraps.inner.refs == [inner]
     value, made = decode_with_refs(encoded.wire)
-    assert [ref.object_id for ref in made] == [ref.object_id for ref in (before, inner, after)]
-    assert value[1][0] is made[1]
+    assert [ref.object_id for ref in made] == [ref.object_id for ref in (before, after, inner)]
+    assert value[0] is made[0] and value[1][0] is made[2] and value[2] is made[1]
     assert registered == []
 
 
