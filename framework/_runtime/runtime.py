@@ -89,7 +89,8 @@ class Runtime:
         self._random = random.Random(os.urandom(16))
         self.random = self._random.random
         self.clock = time.monotonic  #: the loop's clock, but never stale: uvloop's own is read once per turn
-        self.uniques = itertools.count(int.from_bytes(os.urandom(8), "little"))
+        #: numbers of tasks, from a random one that is so low that 64 bits suffice for all
+        self.uniques = itertools.count(int.from_bytes(os.urandom(8), "little") >> 1)
         self._put_task = int.from_bytes(os.urandom(8), "little")
         self._put_index = itertools.count(FIRST_PUT_INDEX)
         self.node: Connection | None = None
