@@ -210,11 +210,10 @@ class Objects:
         while drops:
             with self._count_lock:
                 free = self.table.collect(drops, 10_000)
-            self._runtime.entries_freed([entry for entry in free if entry.owner is None])
+            theirs = [entry for entry in free if entry.owner is not None]
+            self._runtime.entries_freed([entry for entry in free if entry.owner is None] if theirs else free)
             borrowed = []
-            for entry in free:
-                if entry.owner is None:
-                    continue
+            for entry in theirs:
                 self._runtime.streams.freed(entry.id)
                 self._provisional.pop(entry, None)
                 if values.is_stored(entry.value):

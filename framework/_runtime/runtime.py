@@ -335,7 +335,10 @@ class Runtime:
 
     def after_batch(self) -> None:
         """All frames of one read have been handled."""
-        self.flush()
+        if self.submitter.waiting:
+            self.submitter.take_in()  # workers may wait for that
+        else:
+            self.flush()
         if self.objects.drops:
             self.objects.drain_drops()
 
@@ -442,7 +445,7 @@ class Runtime:
                 self.discard(entry.value)
             if streams:
                 self.streams.freed(entry.id)
-            if entry.id in creations:
+            if creations and entry.id in creations:
                 self.actors.freed(entry.id)
             if entry.state == READY:
                 entry.value = None

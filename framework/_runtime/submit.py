@@ -148,7 +148,7 @@ class Submitter(Outcomes):
         """Any thread: the loop is to take in what was submitted."""
         try:
             self._awake = True
-            self._runtime.wake(self._drain)
+            self._runtime.wake(self.take_in)
         except BaseException:  # Ctrl-C: nobody knows whether it came before or after
             self._awake = False
             raise
@@ -237,7 +237,8 @@ class Submitter(Outcomes):
 
     # ---- arguments -----------------------------------------------------------------------------------
 
-    def _drain(self) -> None:
+    def take_in(self) -> None:
+        """Loop: what was submitted; and send what can be sent."""
         self._awake = False
         submitted, take = self._submitted, self._submitted.popleft
         dirty, dirty_actors = self._runtime.leasing.dirty, self._runtime.actors.dirty

@@ -85,6 +85,13 @@ class ThreadWaiter:
         if len(remaining) <= self._stop_at or (self._eager and entry.state == FAILED):
             self.wake()
 
+    def have_values(self, entries: list[Entry]) -> None:
+        """As a call for each of these, none of which has failed."""
+        remaining = self._remaining
+        remaining.difference_update(entries)
+        if len(remaining) <= self._stop_at:
+            self.wake()
+
     def wake(self) -> None:
         """End the waiting, from any thread."""
         with contextlib.suppress(RuntimeError):  # woken before
