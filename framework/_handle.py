@@ -10,7 +10,7 @@ from framework._base import limits
 from framework._base.ids import ActorID, object_id_bytes, tail_of, task_id_bytes, task_scope
 from framework._base.options import MethodOptions
 from framework._methods import SPECIAL, MethodInfo, MethodTable, methods_of
-from framework._runtime.current import current
+from framework._runtime.current import current, here
 from framework._state.tasks import Template
 from framework.object_ref import ObjectRef
 from framework.remote_function import number_of_returns, results_of, retry_spec, window_of
@@ -222,7 +222,9 @@ class ActorMethod:
         """Submit a call; returns as `RemoteFunction.remote` does. Calls of one caller run in the order in
         which they were made (sync actors). Raises `TypeError` when the arguments do not fit,
         `PendingCallsLimitExceeded` when more calls are under way than the actor's `max_pending_calls`."""
-        runtime = current()
+        runtime = here.runtime
+        if runtime is None or here.may_be_fork:
+            runtime = current()
         core, handle = self._core, self._handle
         prepared = core.prepared
         if prepared is None or prepared[0] is not runtime:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Generic, ParamSpec, Protocol, TypeVar, Un
 from framework._base.ids import tail_of, task_scope
 from framework._base.options import TaskOptions
 from framework._base.signature import CallSignature
-from framework._runtime.current import current
+from framework._runtime.current import current, here
 from framework._serial.functions import dump_function
 from framework._serial.values import encode
 from framework._state.tasks import DYNAMIC, STREAMING, Template
@@ -117,7 +117,9 @@ class RemoteFunction(Generic[P, Out]):
         Raises `TypeError` when the arguments do not fit the signature, and `SerializationError` when one of
         them cannot be pickled.
         """
-        runtime = current()
+        runtime = here.runtime
+        if runtime is None or here.may_be_fork:
+            runtime = current()
         prepared = self._prepared
         if prepared is None or prepared[0] is not runtime:
             prepared = self._prepared = self._prepare(runtime, None)

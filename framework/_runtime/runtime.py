@@ -499,8 +499,7 @@ class Runtime:
         if not private and list not in set(map(type, (wires := [entry.value for entry in entries]))):
             for entry in entries:
                 entry.seen = True
-            atoms, decode = values.ATOM_TYPES, values.decode
-            return [wire if type(wire) in atoms else decode(wire) for wire in wires]
+            return values.decode_all(wires)
         found: list[Any] = [None] * len(entries)
         for position in self.store.in_batches([entry.value for entry in entries]):
             found[position] = self.value(entries[position], private)

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import pickle
 import re
+from collections.abc import Iterable
 from typing import Any
 
 from framework._base.limits import INLINE_LIMIT, MAX_ATOM_STR
@@ -171,6 +172,19 @@ def decode(wire: Any) -> Any:
     except Exception as error:
         raise undecodable("the value", error) from error
     raise SerializationError(f"this wire value is of form {wire[0]!r}: only values can be decoded")
+
+
+def decode_all(wires: Iterable[Any]) -> list[Any]:
+    """As `decode` for each of these atoms and pickles."""
+    atoms, loads = ATOM_TYPES, _loads
+    try:
+        return [wire if type(wire) in atoms else loads(wire) for wire in wires]
+    except FrameworkError:
+        raise
+    except MemoryError:
+        raise
+    except Exception as error:
+        raise undecodable("the value", error) from error
 
 
 def _read_only(buffer: Any) -> Any:
