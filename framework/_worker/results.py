@@ -49,9 +49,9 @@ class Results:
                 if kind is not str or len(result) <= limits.LIGHT_ARGUMENT:
                     return (unique, micros, result), None
                 return self._executor.thread.pack((m.DONE, unique, micros, result)), None
-            if kind is bytes and len(result) <= limits.LIGHT_ARGUMENT:
-                if len(result) < len(_SHORT_BYTES):
-                    return (unique, micros, _SHORT_BYTES[len(result)] + result + pickle.STOP), None
+            if kind is bytes and (size := len(result)) <= limits.LIGHT_ARGUMENT:
+                if size < 256:
+                    return (unique, micros, _SHORT_BYTES[size] + result + pickle.STOP), None
                 return (unique, micros, pickle.dumps(result, PROTOCOL)), None
             wire, refs = self._wire_of(
                 connection, template, unique, 1, result, f"the result of {template.name}()"
