@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, Unpack
 
 from framework._base import limits
-from framework._base.ids import ActorID, object_id_bytes, task_id_bytes, task_scope
+from framework._base.ids import ActorID, object_id_bytes, tail_of, task_id_bytes, task_scope
 from framework._base.options import MethodOptions
 from framework._methods import SPECIAL, MethodInfo, MethodTable, methods_of
-from framework._runtime.current import current
+from framework._runtime.current import current, here
 from framework._state.tasks import Template
-from framework.object_ref import ObjectRef, ref_in
+from framework.object_ref import ObjectRef
 from framework.remote_function import number_of_returns, results_of, retry_spec, window_of
 
 if TYPE_CHECKING:
     from framework._base.keywords import MethodKeywords
 
 T = TypeVar("T")
+_new: Callable[[type[ObjectRef[Any]]], ObjectRef[Any]] = object.__new__
+#: the runtime, template, client, retries, window; `tail_of` the actor, if its calls are usual ones
+_Prepared = tuple[Any, Template, Any, int, int, bytes | None]
 
 
 class ActorHandle(Generic[T]):
@@ -51,14 +55,30 @@ class ActorHandle(Generic[T]):
         self._owner = owner
         self._cores: dict[str, _MethodCore] = {}
         self._client: tuple[Any, Any] | None = None
+        self._twin: ActorHandle[T] | None = None
+        self._is_twin = False
 
     def __getattr__(self, name: str) -> ActorMethod:
+        """A method. From the second time on Python finds it in `__dict__`: to come here costs a third of what
+        a call does."""
         try:
-            return ActorMethod(self, name, self.__dict__["_cores"][name])
+            core = self.__dict__["_cores"][name]
         except KeyError:  # its first use, or the handle is not complete yet
-            return self._first_use(name)
+            core = self._first_use(name)
+        if self._is_twin:
+            return ActorMethod(self, name, core)
+        method = self.__dict__[name] = ActorMethod(self._twin or self._make_twin(), name, core)
+        return method
 
-    def _first_use(self, name: str) -> ActorMethod:
+    def _make_twin(self) -> ActorHandle[T]:
+        """The same handle, for the methods that this one keeps. Should they know this one itself, both would
+        be in a circle, which is collected late, and the actor would end late."""
+        twin: ActorHandle[T] = object.__new__(ActorHandle)
+        twin.__dict__.update(self.__dict__, _is_twin=True)
+        self._twin = twin
+        return twin
+
+    def _first_use(self, name: str) -> _MethodCore:
         if name.startswith("_framework_") or (
             name.startswith("__") and name.endswith("__") and name not in SPECIAL
         ):
@@ -75,7 +95,7 @@ class ActorHandle(Generic[T]):
                 )
             info = MethodInfo(None, 1, {})
         core = self._cores[name] = _MethodCore(info, {})
-        return ActorMethod(self, name, core)
+        return core
 
     def _public_names(self) -> list[str]:
         return [name for name in self._methods if not name.startswith("_")]
@@ -142,11 +162,9 @@ class _MethodCore:
         self.bare = info.signature is None or info.signature.bare
         self.given = given
         self.options = MethodOptions.parse({**info.options, **given})
-        self.prepared: tuple[Any, Template, Any, int, int] | None = None
+        self.prepared: _Prepared | None = None
 
-    def prepare(
-        self, runtime: Any, handle: ActorHandle[Any], name: str
-    ) -> tuple[Any, Template, Any, int, int]:
+    def prepare(self, runtime: Any, handle: ActorHandle[Any], name: str) -> _Prepared:
         """First call in this session: describe the constant part of calls, or find it where another handle
         has."""
         options = self.options
@@ -172,7 +190,8 @@ class _MethodCore:
             while len(client.templates) > limits.METHOD_TEMPLATES_KEPT:
                 with contextlib.suppress(StopIteration, RuntimeError, KeyError):  # other threads do so, too
                     del client.templates[next(iter(client.templates))]
-        self.prepared = (runtime, template, client, retries, window_of(options.generator_window))
+        tail = tail_of(handle._actor_id) if returns == 1 and options.timeout is None else None
+        self.prepared = (runtime, template, client, retries, window_of(options.generator_window), tail)
         return self.prepared
 
 
@@ -203,31 +222,34 @@ class ActorMethod:
         """Submit a call; returns as `RemoteFunction.remote` does. Calls of one caller run in the order in
         which they were made (sync actors). Raises `TypeError` when the arguments do not fit,
         `PendingCallsLimitExceeded` when more calls are under way than the actor's `max_pending_calls`."""
-        runtime = current()
+        runtime = here.runtime
+        if runtime is None or here.may_be_fork:
+            runtime = current()
         core, handle = self._core, self._handle
         prepared = core.prepared
         if prepared is None or prepared[0] is not runtime:
             prepared = core.prepare(runtime, handle, self._name)
-        _, template, client, retries, window = prepared
-        if core.info.signature is not None and (args or kwargs or not core.bare):
+        _, template, client, retries, window, tail = prepared
+        if (args or kwargs or not core.bare) and core.info.signature is not None:
             core.info.signature.check(f"{handle._class_name}.{self._name}", args, kwargs)
         limit = handle._max_pending_calls
         if limit > 0:
             client.check_pending(limit)
-        task = runtime.submitter.submit(
-            template,
-            args,
-            kwargs,
-            handle._actor_id,
-            retries,
-            core.options.timeout,
-            window,
-            client,
-            handle._ref,
-        )
+        if tail is not None and not kwargs:
+            task = runtime.submitter.submit_usual(template, args, tail, retries, client, handle._ref)
+        else:
+            scope, timeout = handle._actor_id, core.options.timeout
+            task = runtime.submitter.submit(
+                template, args, kwargs, scope, retries, timeout, window, client, handle._ref
+            )
         if limit > 0:
             client.open.add(task.unique)
-        return ref_in(task.entry, runtime) if template.returns == 1 else results_of(runtime, task)
+        if template.returns == 1:
+            ref = _new(ObjectRef)
+            ref._entry = task.entry
+            ref._runtime = runtime
+            return ref
+        return results_of(runtime, task)
 
     def __repr__(self) -> str:
         return f"<method {self._name} of {self._handle!r}>"

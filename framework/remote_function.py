@@ -7,10 +7,10 @@ import inspect
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from typing import TYPE_CHECKING, Any, Generic, ParamSpec, Protocol, TypeVar, Unpack, cast, overload
 
-from framework._base.ids import task_scope
+from framework._base.ids import tail_of, task_scope
 from framework._base.options import TaskOptions
 from framework._base.signature import CallSignature
-from framework._runtime.current import current
+from framework._runtime.current import current, here
 from framework._serial.functions import dump_function
 from framework._serial.values import encode
 from framework._state.tasks import DYNAMIC, STREAMING, Template
@@ -30,7 +30,8 @@ A = TypeVar("A")
 B = TypeVar("B")
 C = TypeVar("C")
 D = TypeVar("D")
-_Prepared = tuple[Any, Template, bytes, int, int]
+#: the runtime, template, scope, retries, window, timeout; `tail_of` the scope, if its tasks are usual ones
+_Prepared = tuple[Any, Template, bytes, int, int, float | None, bytes | None]
 Out = TypeVar("Out", covariant=True)
 _A = TypeVar("_A", contravariant=True)
 _B = TypeVar("_B", contravariant=True)
@@ -116,16 +117,21 @@ class RemoteFunction(Generic[P, Out]):
         Raises `TypeError` when the arguments do not fit the signature, and `SerializationError` when one of
         them cannot be pickled.
         """
-        runtime = current()
+        runtime = here.runtime
+        if runtime is None or here.may_be_fork:
+            runtime = current()
         prepared = self._prepared
         if prepared is None or prepared[0] is not runtime:
             prepared = self._prepared = self._prepare(runtime, None)
         if runtime.captures and self._options.scheduling_strategy is None:
             prepared = self._prepared_within(runtime, prepared)
-        _, template, scope, retries, window = prepared
+        _, template, scope, retries, window, timeout, tail = prepared
         if args or kwargs or not self._bare:
             self._check(self._name, args, kwargs)
-        task = runtime.submitter.submit(template, args, kwargs, scope, retries, self._options.timeout, window)
+        if tail is not None and not kwargs:
+            task = runtime.submitter.submit_usual(template, args, tail, retries, None, None)
+        else:
+            task = runtime.submitter.submit(template, args, kwargs, scope, retries, timeout, window)
         if template.returns == 1:
             ref = _new(ObjectRef)
             ref._entry = task.entry
@@ -177,7 +183,8 @@ class RemoteFunction(Generic[P, Out]):
         returns = number_of_returns(options.num_returns, self._function)
         template = catalogue.template(self._name, returns, function, spec, options, key)
         window = window_of(options.generator_window)
-        return (runtime, template, scope, options.max_retries, window)
+        tail = tail_of(scope) if returns == 1 and options.timeout is None else None
+        return (runtime, template, scope, options.max_retries, window, options.timeout, tail)
 
     def __repr__(self) -> str:
         return f"<remote function {self._name}>"

@@ -63,6 +63,11 @@ def object_id_bytes(task_id: bytes, index: int) -> bytes:
     return task_id + index.to_bytes(4, "little")
 
 
+def tail_of(scope: bytes) -> bytes:
+    """What follows the unique number in the ids of objects that are first returns of tasks of this scope."""
+    return object_id_bytes(scope, FIRST_RETURN_INDEX)
+
+
 def object_index(object_id: bytes) -> int:
     """The index within its task of an object."""
     return int.from_bytes(object_id[TASK_ID_SIZE:], "little")

@@ -203,21 +203,25 @@ class ActorClient:
         now = self._actors.runtime.loop.time()
         taken: list[TaskRecord] = []
         room = limits.SEND_CHUNK
-        while queue and len(inflight) < limits.MAX_PENDING_PER_ACTOR_CONNECTION:
+        left = min(limits.MAX_PENDING_PER_ACTOR_CONNECTION - len(inflight), limits.TASKS_IN_FRAME)
+        careful = suspects.alone or suspects.since is not None
+        while queue and left > 0 and room > 0:
             task = queue[0]
-            if task.state == FINISHED:
+            if task.state != QUEUED or task.deps is not None:
+                if task.state != FINISHED:
+                    break
                 queue.popleft()
                 continue
-            if task.state != QUEUED or task.deps is not None:
-                break
             if connection.full:
                 connection.when_drained(self._go_on)
                 break
-            strikes, unique = task.strikes, task.unique
-            if strikes or suspects.alone or suspects.since is not None:
+            unique = task.unique
+            if careful or task.strikes:
+                strikes = task.strikes
                 if inflight and (strikes or suspects.alone) and self._hold(task):
                     break
                 suspects.sent(unique, strikes, now)
+                careful = suspects.alone or suspects.since is not None
             task.state = SENT
             # Before it leaves the queue: `send_alone` must see it in one of them.
             inflight[unique] = task
@@ -226,10 +230,9 @@ class ActorClient:
             self.last = unique
             queue.popleft()
             taken.append(task)
+            left -= 1
             if task.frame is not None:
                 room -= len(task.frame)
-            if room <= 0 or len(taken) == limits.TASKS_IN_FRAME:
-                break
         return taken
 
     def _hold(self, task: TaskRecord) -> bool:

@@ -12,12 +12,13 @@ class TaskContext:
     """What a running task knows of itself."""
 
     __slots__ = (
-        "_id_unique",
         "_scope",
         "actor_id",
         "children",
         "deadline",
         "gpus",
+        "id_unique",
+        "made_for",
         "name",
         "resources",
         "strategy",
@@ -36,7 +37,7 @@ class TaskContext:
         strategy: list[Any] | None = None,
     ) -> None:
         self.unique = unique
-        self._id_unique = id_unique  #: the number in its id: another one, if it makes lost results again
+        self.id_unique = id_unique  #: the number in its id: another one, if it makes lost results again
         self._scope = scope
         self.name = name
         self.actor_id = actor_id
@@ -45,11 +46,13 @@ class TaskContext:
         self.gpus = gpus
         self.strategy = strategy  #: where it was to run
         self.children: set[Any] | None = None  #: tasks that it has submitted and that are not done
+        #: the template of the tasks of which this may be the context, one after the other
+        self.made_for: Any = None
 
     @property
     def task_id(self) -> bytes:
         """Its 24 bytes."""
-        return task_id_bytes(self._id_unique, self._scope)
+        return task_id_bytes(self.id_unique, self._scope)
 
 
 current_task: ContextVar[TaskContext | None] = ContextVar("framework_task", default=None)

@@ -34,6 +34,7 @@ class _Current:
 
 
 _current = _Current()
+here = _current  #: for those for whom a call of `current` is too much: see there
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_current.forked)
 

@@ -36,12 +36,15 @@ def send_tasks(
     known = connection.state.templates
     task_op = m.TASK
     together: list[tuple[Any, ...]] = []
+    template: Template | None = None
+    tid = 0
     for task in tasks:
-        template = task.template
-        tid = template.tid
-        if tid not in known:
-            _buffer(connection, together)
-            prepare(connection, template)
+        if task.template is not template:
+            template = task.template
+            tid = template.tid
+            if tid not in known:
+                _buffer(connection, together)
+                prepare(connection, template)
         frame = task.frame
         if frame is None:
             together.append((task_op, task.unique, tid, task.args, task.kwargs, task.extra))

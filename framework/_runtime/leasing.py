@@ -63,7 +63,7 @@ class Leasing:
                     self._give_back(lease)
             with self._submitter.outcome:
                 sends = key.dispatch()
-            for lease, tasks in _by_lease(sends).items():
+            for lease, tasks in sends.items():
                 send_tasks(lease.connection, tasks, self._catalogue.prepare)
                 if lease.connection.full and not lease.full:
                     lease.full = True
@@ -393,13 +393,3 @@ class Leasing:
         for timer in (self._lease_timer, self._stall_timer):
             if timer is not None:
                 timer.cancel()
-
-
-def _by_lease(sends: list[tuple[Lease, TaskRecord]]) -> dict[Lease, list[TaskRecord]]:
-    found: dict[Lease, list[TaskRecord]] = {}
-    last, tasks = None, None
-    for lease, task in sends:
-        if lease is not last or tasks is None:
-            last, tasks = lease, found.setdefault(lease, [])
-        tasks.append(task)
-    return found

@@ -18,7 +18,6 @@ from collections import deque
 from typing import TYPE_CHECKING, Any
 
 from framework._base import limits
-from framework._base.ids import UNIQUE_MASK
 from framework._net.connection import Connection, Frame
 from framework._runtime.frames import frame_of
 from framework._runtime.waiters import register
@@ -194,7 +193,7 @@ class Lineage:
         for the order of its calls. What it makes has the ids that it had."""
         if record.retries > 0:
             record.retries -= 1
-        unique = record.latest = next(self._runtime.uniques) & UNIQUE_MASK
+        unique = record.latest = next(self._runtime.uniques)
         task = TaskRecord(unique, record.template, [], None)
         task.stands_for = record.unique
         task.frame = record.frame

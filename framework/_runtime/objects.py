@@ -158,7 +158,7 @@ class Objects:
                 else:
                     self.notify(entry)
         if alone is not None:
-            alone[0].are_done(told)
+            alone[0].have_values(told)
 
     def replace(self, entry: Entry, value: Any) -> None:
         """A task that ran again for lost results has made this one. It may not have been missed yet: its copy
@@ -241,11 +241,10 @@ class Objects:
         while drops:
             with self._count_lock:
                 free = self.table.collect(drops, 10_000)
-            self._runtime.entries_freed([entry for entry in free if entry.owner is None])
+            theirs = [entry for entry in free if entry.owner is not None]
+            self._runtime.entries_freed([entry for entry in free if entry.owner is None] if theirs else free)
             borrowed = []
-            for entry in free:
-                if entry.owner is None:
-                    continue
+            for entry in theirs:
                 self._runtime.streams.freed(entry.id)
                 self._provisional.pop(entry, None)
                 if values.is_stored(entry.value):

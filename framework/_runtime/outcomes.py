@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from framework._base import limits
 from framework._net.connection import Connection, Frame
 from framework._runtime.task_errors import timeout_error
+from framework._runtime.waiters import ThreadWaiter
 from framework._serial import values
 from framework._state.leases import Lease
 from framework._state.objects import FAILED, READY, Entry
@@ -129,6 +130,19 @@ class Outcomes:
 
     def _dones(self, connection: Connection, frame: Frame) -> None:
         """Many results."""
+        told: dict[tuple[ThreadWaiter], list[Entry]] = {}
+        try:
+            self._take_results(connection, frame, told)
+        finally:
+            for (waiter,), entries in told.items():
+                waiter.have_values(entries)
+
+    def _take_results(
+        self, connection: Connection, frame: Frame, told: dict[tuple[ThreadWaiter], list[Entry]]
+    ) -> None:
+        """Threads that wait for many, and what of that is done now, are left in `told`."""
+        waits_for_many: tuple[ThreadWaiter] | None = None
+        done: list[Entry] = []
         now, tasks, dirty = self._loop.time(), self.tasks, self._runtime.leasing.dirty
         touched: Lease | None = None
         each = iter(frame[1])
@@ -171,7 +185,16 @@ class Outcomes:
                 entry.value = value
                 entry.state = READY
                 waiters = entry.waiters
-                if waiters is not None:
+                if waiters is None:
+                    continue
+                if waiters is waits_for_many:
+                    entry.waiters = None
+                    done.append(entry)
+                elif type(waiters) is tuple:
+                    entry.waiters, waits_for_many = None, waiters
+                    done = told.setdefault(waiters, [])
+                    done.append(entry)
+                else:
                     self._objects.notify(entry)
             except Exception:
                 if type(unique) is not int or type(micros) is not int:

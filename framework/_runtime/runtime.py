@@ -89,7 +89,8 @@ class Runtime:
         self._random = random.Random(os.urandom(16))
         self.random = self._random.random
         self.clock = time.monotonic  #: the loop's clock, but never stale: uvloop's own is read once per turn
-        self.uniques = itertools.count(int.from_bytes(os.urandom(8), "little"))
+        #: numbers of tasks, from a random one that is so low that 64 bits suffice for all
+        self.uniques = itertools.count(int.from_bytes(os.urandom(8), "little") >> 1)
         self._put_task = int.from_bytes(os.urandom(8), "little")
         self._put_index = itertools.count(FIRST_PUT_INDEX)
         self.node: Connection | None = None
@@ -334,7 +335,10 @@ class Runtime:
 
     def after_batch(self) -> None:
         """All frames of one read have been handled."""
-        self.flush()
+        if self.submitter.waiting:
+            self.submitter.take_in()  # workers may wait for that
+        else:
+            self.flush()
         if self.objects.drops:
             self.objects.drain_drops()
 
@@ -506,8 +510,7 @@ class Runtime:
         if not private and list not in set(map(type, (wires := [entry.value for entry in entries]))):
             for entry in entries:
                 entry.seen = True
-            atoms, decode = values.ATOM_TYPES, values.decode
-            return [wire if type(wire) in atoms else decode(wire) for wire in wires]
+            return values.decode_all(wires)
         found: list[Any] = [None] * len(entries)
         for position in self.store.in_batches([entry.value for entry in entries]):
             found[position] = self.value(entries[position], private)

@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from framework._base import limits
-from framework._base.ids import UNIQUE_MASK, object_id_bytes
+from framework._base.ids import object_id_bytes
 from framework._net.connection import Connection
 from framework._runtime.context import TaskContext, current_task
 from framework._runtime.encoding import encode_args, is_light, is_plain
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from framework._runtime.runtime import Runtime
 
 RETURN_1 = object_id_bytes(b"", 1)
+_GIVE_WAY_AFTER, _LIGHT = limits.GIVE_WAY_AFTER, limits.LIGHT_ARGUMENTS
 
 
 def _numbers(returns: int) -> list[bytes]:
@@ -55,13 +56,43 @@ class Submitter(Outcomes):
         super().__init__(runtime)
         self._thread = _PerThread()
         self._numbers: list[bytes] = []  #: ends of object ids, as far as they were needed
+        self._uniques = runtime.uniques
         self._entries = runtime.objects.table.entries
+        self._site: tuple[Any, int] = (None, 0)  #: of the task before: in a loop, all share it
         self._submitted: deque[TaskRecord] = deque()
         self._awake = False
         #: the loop is taking in what was submitted: calls that are in neither queue now are not lost
         self.busy = False
 
     # ---- any thread ----------------------------------------------------------------------------------
+
+    def submit_usual(
+        self, template: Template, args: Sequence[Any], tail: bytes, retries: int, actor: Any, keep: Any
+    ) -> TaskRecord:
+        """Any thread: as `submit`, in fewer steps, for a task with one return, and without a timeout of its
+        own or arguments by keyword. `tail`: of the id of its object, see `tail_of`."""
+        if current_task.get() is not None or (args and not (len(args) <= _LIGHT and is_plain(args))):
+            return self.submit(template, args, None, tail[:-4], retries, None, 0, actor, keep, 3)
+        unique = next(self._uniques)
+        task = TaskRecord(unique, template, list(args) if args else NO_ARGUMENTS, None, retries, actor, keep)
+        caller = sys._getframe(2)
+        code, at = caller.f_code, caller.f_lasti
+        site = self._site
+        if site[0] is not code or site[1] != at:
+            site = self._site = (code, at)
+        object_id = unique.to_bytes(8, "little") + tail
+        task.entry = self._entries[object_id] = Entry(object_id, None, task, site)
+        self.tasks[unique] = task
+        submitted = self._submitted
+        if not submitted:
+            self._hand_over(task)
+            return task
+        submitted.append(task)
+        if not self._awake:
+            self._wake()
+        elif len(submitted) % _GIVE_WAY_AFTER == _GIVE_WAY_AFTER - 1:
+            self._give_way(task)
+        return task
 
     def submit(
         self,
@@ -74,54 +105,59 @@ class Submitter(Outcomes):
         window: int = 0,
         actor: Any = None,
         keep: Any = None,
+        depth: int = 2,
     ) -> TaskRecord:
-        """Any thread: make the task and its entries, and hand it to the loop."""
+        """Any thread: make the task and its entries, and hand it to the loop. `depth`: frames from here to
+        the user's code."""
         runtime = self._runtime
         wire, wire_kwargs, refs, deps, light = NO_ARGUMENTS, None, keep, None, True
-        if kwargs or len(args) > limits.LIGHT_ARGUMENTS or not is_plain(args):
+        if kwargs or len(args) > _LIGHT or not is_plain(args):
             wire, wire_kwargs, nested, deps = encode_args(runtime, template, args, kwargs)
             light = is_light(wire, wire_kwargs)
             if nested is not None:
                 refs = (nested, keep)
         elif args:
             wire = list(args)
-        unique = next(runtime.uniques) & UNIQUE_MASK
-        task = TaskRecord(unique, template, wire, wire_kwargs)
-        task.refs = refs
+        unique = next(self._uniques)
+        task = TaskRecord(unique, template, wire, wire_kwargs, retries, actor, refs)
         task.deps = deps
-        task.retries = retries
-        task.actor = actor
         context = current_task.get()
         if context is not None or timeout is not None:
             self._inherit(task, context, timeout)
-        caller = sys._getframe(2)
+        caller = sys._getframe(depth)
         site = (caller.f_code, caller.f_lasti)
         task_id = unique.to_bytes(8, "little") + scope
         returns = template.returns
         if returns == 1:
             object_id = task_id + RETURN_1
-            entry = self._entries[object_id] = Entry(object_id)
-            entry.task = task
-            entry.site = site
-            task.entry = entry
+            task.entry = self._entries[object_id] = Entry(object_id, None, task, site)
         else:
             self._several(task, task_id, returns, window, site)
         if not light and deps is None:
             frame_of(task, self._thread.pack)
         self.tasks[unique] = task
-        if deps is None and not self._submitted and task.deadline is None and self._send_alone(task):
-            return task
-        self._submitted.append(task)
-        if not self._awake:
-            try:
-                self._awake = True
-                runtime.wake(self._drain)
-            except BaseException:  # Ctrl-C: nobody knows whether it came before or after
-                self._awake = False
-                raise
-        elif len(self._submitted) % limits.GIVE_WAY_AFTER == limits.GIVE_WAY_AFTER - 1:
-            self._give_way(task)
+        self._hand_over(task)
         return task
+
+    def _hand_over(self, task: TaskRecord) -> None:
+        """Any thread: send it at once, if that may be, else leave it to the loop."""
+        submitted = self._submitted
+        if task.deps is None and not submitted and task.deadline is None and self._send_alone(task):
+            return
+        submitted.append(task)
+        if not self._awake:
+            self._wake()
+        elif len(submitted) % _GIVE_WAY_AFTER == _GIVE_WAY_AFTER - 1:
+            self._give_way(task)
+
+    def _wake(self) -> None:
+        """Any thread: the loop is to take in what was submitted."""
+        try:
+            self._awake = True
+            self._runtime.wake(self.take_in)
+        except BaseException:  # Ctrl-C: nobody knows whether it came before or after
+            self._awake = False
+            raise
 
     def _give_way(self, task: TaskRecord) -> None:
         """Any thread, in a burst: the loop was woken a while ago, and has not had the interpreter since. If a
@@ -212,7 +248,8 @@ class Submitter(Outcomes):
 
     # ---- arguments -----------------------------------------------------------------------------------
 
-    def _drain(self) -> None:
+    def take_in(self) -> None:
+        """Loop: what was submitted; and send what can be sent."""
         self._awake = False
         submitted, take = self._submitted, self._submitted.popleft
         dirty, dirty_actors = self._runtime.leasing.dirty, self._runtime.actors.dirty

@@ -88,8 +88,8 @@ class ThreadWaiter:
         if len(remaining) <= self._stop_at or (self._eager and entry.state == FAILED):
             self.wake()
 
-    def are_done(self, entries: list[Entry]) -> None:
-        """As a call for each of these, all of which are ready."""
+    def have_values(self, entries: list[Entry]) -> None:
+        """As a call for each of these, none of which has failed."""
         remaining = self._remaining
         remaining.difference_update(entries)
         if len(remaining) <= self._stop_at:

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import pickle
 import re
+from collections.abc import Iterable
 from typing import Any
 
 from framework._base.limits import INLINE_LIMIT, MAX_ATOM_STR
@@ -182,6 +183,19 @@ def decode(wire: Any, refs: list[Any] | None = None) -> Any:
 def make_refs(nested: list[Any]) -> list[Any]:
     """References for these entries of `nested_refs`."""
     return [rebuild_ref(bytes(object_id), owner) for object_id, owner in nested]
+
+
+def decode_all(wires: Iterable[Any]) -> list[Any]:
+    """As `decode` for each of these atoms and pickles."""
+    atoms, loads = ATOM_TYPES, _loads
+    try:
+        return [wire if type(wire) in atoms else loads(wire) for wire in wires]
+    except FrameworkError:
+        raise
+    except MemoryError:
+        raise
+    except Exception as error:
+        raise undecodable("the value", error) from error
 
 
 def _read_only(buffer: Any) -> Any:

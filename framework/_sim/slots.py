@@ -76,6 +76,7 @@ def provide_slots(kernel: Kernel) -> None:
         _session._session, lambda: {"node": None, "printer": None, "context": None, "registered": True}
     )
     process["name in the output"] = AttributeSlot(stdio._current, "name", str)
+    process["unfinished line"] = AttributeSlot(stdio._current, "unfinished", bool)
     process["out of band"] = ItemSlot(refs._out_of_band, lambda: refs._nobody_listens)
     thread["parking"] = AttributeSlot(takeover._parkings, "mine", lambda: None)
     thread["wait set"] = AttributeSlot(waiters._wait_sets, "mine", waiters.WaitSet)

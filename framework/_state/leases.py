@@ -15,7 +15,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from framework._base import limits
-from framework._state.tasks import QUEUED, SENT, TaskRecord
+from framework._state.tasks import QUEUED, SENT, TaskRecord, Template
 
 
 class Lease:
@@ -144,25 +144,28 @@ class KeyState:
         task.state = QUEUED
         self.pending.append(task)
 
-    def dispatch(self) -> list[tuple[Lease, TaskRecord]]:
+    def dispatch(self) -> dict[Lease, list[TaskRecord]]:
         """Assign queued tasks to leases, evenly; returns them in the order in which they are to be sent."""
         pending = self.pending
         if not pending:
-            return []
+            return {}
         usable = [
             lease
             for lease in self.leases.values()
             if not (lease.blocked or lease.retiring or lease.full) and (lease.inflight or self._claim(lease))
         ]
-        sends: list[tuple[Lease, TaskRecord]] = []
+        sends: dict[Lease, list[TaskRecord]] = {}
         if len(usable) > 1:
             usable.sort(key=_load)
         while pending and usable:
             share = -(-len(pending) // len(usable))
             still_room = []
             for lease in usable:
-                if self._fill(lease, share, sends):
+                some = sends.get(lease, [])
+                if self._fill(lease, share, some):
                     still_room.append(lease)
+                if some:
+                    sends[lease] = some
                 if not pending:
                     break
             usable = still_room
@@ -204,35 +207,39 @@ class KeyState:
         """An idle lease is not to be used any more. False: somebody is about to use it."""
         return self._claim(lease)
 
-    def _fill(self, lease: Lease, share: int, sends: list[tuple[Lease, TaskRecord]]) -> bool:
+    def _fill(self, lease: Lease, share: int, sends: list[TaskRecord]) -> bool:
         """Give `lease` up to `share` tasks; False when it has no room for another."""
-        pending, inflight = self.pending, lease.inflight
-        budget, most, least = limits.LEASE_BUDGET_US, limits.LEASE_MAX_DEPTH, limits.LEASE_MIN_COST_US
-        load = lease.load
+        pending, take, inflight = self.pending, self.pending.popleft, lease.inflight
+        budget, most = limits.LEASE_BUDGET_US, limits.LEASE_MAX_DEPTH
+        load, under_way = lease.load, len(inflight)
+        template: Template | None = None
+        cost: float = budget
+        room = True
         while pending and share:
             task = pending[0]
             if task.state != QUEUED:  # cancelled while it waited
-                pending.popleft()
+                take()
                 continue
-            cost: float | None = task.template.mean_us
-            if cost is None or self.spread:
-                cost = budget
-            elif cost < least:
-                cost = least
-            if inflight and (load + cost > budget or len(inflight) >= most):
-                return False
-            pending.popleft()
+            if task.template is not template:
+                template = task.template
+                mean = template.mean_us
+                cost = budget if mean is None or self.spread else max(mean, limits.LEASE_MIN_COST_US)
+            if under_way and (load + cost > budget or under_way >= most):
+                room = False
+                break
+            take()
             task.state = SENT
             task.lease = lease
             task.cost = cost
             load += cost
-            if not inflight:
+            if not under_way:
                 lease.idle_since = None
+            under_way += 1
             inflight[task.unique] = task
-            lease.load = load
-            sends.append((lease, task))
+            sends.append(task)
             share -= 1
-        return True
+        lease.load = load
+        return room
 
     def finished(self, task: TaskRecord, now: float) -> None:
         """A task that was sent is done, or is not on that worker any more."""

@@ -45,7 +45,9 @@ class Entry:
         "waiters",
     )
 
-    def __init__(self, object_id: bytes, owner: str | None = None) -> None:
+    def __init__(
+        self, object_id: bytes, owner: str | None = None, task: Any = None, site: Any = None
+    ) -> None:
         self.id = object_id
         self.owner = owner  #: address of the owning process; None when that is this one
         self.local = 1  #: live references in this process
@@ -56,9 +58,9 @@ class Entry:
         self.contained: list[Any] | None = None  #: references that the value holds, kept alive with it
         self.borrowers: set[Hashable] | None = None  #: processes that keep a reference
         self.lineage: Any = None  #: how to make it again, if its value gets lost
-        self.site: Any = None  #: (code, instruction) of the line that made the reference
+        self.site = site  #: (code, instruction) of the line that made the reference
         self.made_by_put = False
-        self.task: Any = None  #: the task that makes it, until it is done
+        self.task = task  #: the task that makes it, until it is done
         self.seen = False  #: somebody looked at the outcome: an error need not be logged
         self.freed = False  #: nobody holds it any more: an outcome that still comes is dropped
         self.fetching = False  #: borrowed: a FETCH is on its way

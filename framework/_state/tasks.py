@@ -186,7 +186,14 @@ class TaskRecord:
     )
 
     def __init__(
-        self, unique: int, template: Template, args: list[Any], kwargs: dict[str, Any] | None
+        self,
+        unique: int,
+        template: Template,
+        args: list[Any],
+        kwargs: dict[str, Any] | None,
+        retries: int = 0,
+        actor: Any = None,
+        refs: Any = None,
     ) -> None:
         self.unique = unique
         self.template = template
@@ -194,16 +201,16 @@ class TaskRecord:
         self.kwargs = kwargs
         #: packed and ready to send, if it is; else `args` and `kwargs` are still here
         self.frame: bytes | None = None
-        self.refs: Any = None  #: what is kept until the task is done: references in its arguments
+        self.refs = refs  #: what is kept until the task is done: references in its arguments
         self.deps: list[tuple[Any, Any]] | None = (
             None  #: (position or keyword, entry) of arguments still to come
         )
         self.entry: Any = None  #: of its return, if it has one; None: see `several`
         self.several: list[Any] | None = None
         self.alone: Any = None  #: the connection on which it was sent with no other task under way
-        self.actor: Any = None  #: the client of the actor whose method it calls
+        self.actor = actor  #: the client of the actor whose method it calls
         self.stream: Any = None
-        self.retries = 0  #: system failures that it may still survive (-1: any number)
+        self.retries = retries  #: system failures that it may still survive (-1: any number)
         self.strikes = 0  #: how often an actor has died in the middle of this call
         self.lease: Any = None
         self.cost = 0.0

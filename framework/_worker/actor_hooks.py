@@ -43,7 +43,7 @@ class Hooks:
         self._incarnation = incarnation
         self._class_name = class_name
         self._instance: Any = None
-        self._every = 0
+        self.every = 0  #: after so many calls the state is saved (0: it is not)
         self._calls = 0
         self._ending = False
         self._lock = threading.Lock()
@@ -53,7 +53,7 @@ class Hooks:
     def attach(self, instance: Any, save_every: int) -> None:
         """The actor is made."""
         self._instance = instance
-        self._every = save_every
+        self.every = save_every
 
     def _find(self, *names: str) -> Any:
         for name in names:
@@ -78,20 +78,20 @@ class Hooks:
 
     def _due(self) -> bool:
         """A call has succeeded: whether the state is to be saved now."""
-        if not self._every:
+        if not self.every:
             return False
         with self._lock:
             self._calls += 1
-            return self._calls % self._every == 0
+            return self._calls % self.every == 0
 
     def after_call(self) -> None:
         """Executing thread of a sync or threaded actor."""
-        if self._every and self._due():
+        if self.every and self._due():
             self.save()
 
     async def after_call_async(self) -> None:
         """The loop of an async actor."""
-        if self._every and self._due():
+        if self.every and self._due():
             await self.save_async()
 
     def save(self) -> None:

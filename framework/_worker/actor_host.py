@@ -347,7 +347,8 @@ class ActorHost:
                 result = template.function(*args, **kwargs)
         finally:
             self._leave_thread(unique)
-        self.hooks.after_call()
+        if self.hooks.every:
+            self.hooks.after_call()
         return self._executor.results.encode(connection, template, unique, 0, result)
 
     def _produce(
@@ -451,8 +452,11 @@ class ActorHost:
         current_task.set(context)
         refs, failed = None, False
         try:
-            self._check_group(template)
-            async with self._limits[template.group]:
+            if template.group is not None:
+                self._check_group(template)
+            limit = self._limits[template.group]
+            await limit.acquire()  # (`async with` makes two coroutines more)
+            try:
                 if template.function is None:
                     executor.load(template)
                 fetched = None
@@ -461,7 +465,7 @@ class ActorHost:
                 arguments, keywords = decode_args(self._runtime, args, kwargs)
                 del fetched
                 frame = args = kwargs = None  # type: ignore[assignment]
-                if template.returns in (STREAMING, DYNAMIC):
+                if template.returns < 0:  # a stream
                     result: Any = await self._produce_async(
                         connection, template, unique, extra, arguments, keywords
                     )
@@ -473,7 +477,10 @@ class ActorHost:
                         result
                     ):  # of __ray_call__, or of a decorator that hides that its method is async
                         result = await result
-                await self.hooks.after_call_async()
+                if self.hooks.every:
+                    await self.hooks.after_call_async()
+            finally:
+                limit.release()
             del arguments, keywords
             reply, refs = executor.results.encode(connection, template, unique, 0, result)
             del result

@@ -17,13 +17,14 @@ import threading
 import time
 from collections.abc import Coroutine
 from contextvars import copy_context
+from sys import getrefcount
 from typing import Any
 
 from framework._base import limits
 from framework._net.connection import Connection, Frame
 from framework._runtime.context import TaskContext, current_task
+from framework._runtime.frames import NO_ARGUMENTS
 from framework._runtime.runtime import Runtime
-from framework._state.tasks import DYNAMIC, STREAMING
 from framework._wire import messages as m
 from framework._wire.codec import new_packer
 from framework._worker import stdio
@@ -43,8 +44,18 @@ from framework.exceptions import (
     TaskTimeoutError,
 )
 
+_NO_KEYWORDS: dict[str, Any] = {}
 _BLOCKED = new_packer()([m.BLOCKED])
 _UNBLOCKED = new_packer()([m.UNBLOCKED])
+
+
+def _unshared() -> int:
+    """What `getrefcount` says of what one variable alone refers to."""
+    thing = object()
+    return getrefcount(thing)
+
+
+_UNSHARED = _unshared()
 
 
 class _PerThread(threading.local):
@@ -82,8 +93,9 @@ class Executor:
         self.job_over = False
         self._task_loop: asyncio.AbstractEventLoop | None = None
         self.gpus: list[int] = []
-        self._unregistered = runtime.objects.unregistered
-        self._mark = RunMark(run_file)
+        self._provisional, self._registering = runtime.objects.unregistered
+        self._cell = RunMark(run_file).cell
+        self._spare: TaskContext | None = None  #: of a task that is over, and that nobody has kept
         self._output = stdio.current_name()
         self.results = Results(self)
         self.actor: Any = None  #: an ActorHost once this worker has become an actor
@@ -171,9 +183,19 @@ class Executor:
             self._hand_back()
 
     def _tasks(self, connection: Connection, frame: Frame) -> None:
-        tasks = frame[1]
+        tasks, known = frame[1], connection.state.incoming
         for task in tasks:
-            self.check(connection, task)
+            if (
+                type(task) is list
+                and len(task) == 6
+                and task[0] == m.TASK
+                and type(task[1]) is type(task[2]) is int
+                and type(task[3]) is list
+                and (template := known.get(task[2])) is not None
+            ):
+                task[2] = template
+            else:
+                self.check(connection, task)  # says what is wrong with it
         if self.runtime.store.node_id:
             self.runtime.store.prefetch(
                 [wire for task in tasks for wire in (*task[3], *(task[4] or {}).values())]
@@ -409,34 +431,28 @@ class Executor:
         if self.actor is not None:
             context.actor_id = self.actor.actor_id
             context.resources = self.actor.resources
+        if extra is None:
+            context.made_for = template
         return context
 
     def mark_running(self, unique: int) -> None:
         """What the node is to know of what runs here, should this process die: a task, 0 or
         `SEVERAL_TASKS`."""
-        self._mark.cell[0] = unique
+        self._cell[0] = unique
 
     def execute(self, connection: Connection, frame: Frame) -> None:
         """Main thread: run one task and reply."""
         template: ExecTemplate
         _, unique, template, args, kwargs, extra = frame
-        self._mark.cell[0] = unique
-        actor = self.actor
-        if extra is None and actor is None:
-            context = TaskContext(
-                unique,
-                unique,
-                template.scope,
-                template.name,
-                None,
-                template.resources,
-                self.gpus,
-                template.strategy,
-            )
-            self._output.name = template.name
+        self._cell[0] = unique
+        actor, context = self.actor, self._spare
+        if context is not None and context.made_for is template and extra is None:
+            self._spare = None
+            context.unique = context.id_unique = unique
+            context.gpus = self.gpus
         else:
             context = self.context_of(template, unique, extra)
-            self._output.name = template.name if actor is None else actor.log_name
+        self._output.name = template.name if actor is None else actor.log_name
         self.contexts[unique] = context
         if self._early:
             self._cancel_early(unique)
@@ -450,8 +466,8 @@ class Executor:
                 arguments, keywords = decode_args(self.runtime, args, kwargs)
                 started = time.monotonic_ns()
             else:
-                arguments, keywords = [], {}
-            if template.returns == STREAMING or template.returns == DYNAMIC:
+                arguments, keywords = NO_ARGUMENTS, _NO_KEYWORDS
+            if template.returns < 0:  # a stream
                 result: Any = self._stream(connection, template, unique, extra, arguments, keywords)
             elif template.is_async:
                 result = self._run_async(unique, template.function(*arguments, **keywords))
@@ -459,7 +475,7 @@ class Executor:
                 result = self.call(unique, template.function, arguments, keywords)
             if self.forked:
                 end_fork(None)
-            if actor is not None:
+            if actor is not None and actor.hooks.every:
                 actor.hooks.after_call()
             ended = time.monotonic_ns()
             del arguments, keywords
@@ -475,13 +491,16 @@ class Executor:
             arguments = keywords = result = None  # type: ignore[assignment]  # noqa: F841 - drops references
             del error
         finally:
-            stdio.end_task()
+            if self._output.unfinished:
+                stdio.end_task()
             current_task.reset(token)
             self.contexts.pop(unique, None)
             if self.reasons:
                 self.reasons.pop(unique, None)
             if self.interrupt == unique:
                 self.interrupt = None
+        if context.made_for is not None and context.children is None and getrefcount(context) == _UNSHARED:
+            self._spare = context
         if template.max_calls:
             self._count_call(connection, template)
         if refs or isinstance(reply, bytes) or self._is_delicate(template):
@@ -542,13 +561,12 @@ class Executor:
 
     def _is_delicate(self, template: ExecTemplate) -> bool:
         """Whether a reply must not wait for company: it, or something before it, has to be out."""
-        provisional, registering = self._unregistered
         return bool(
             template.careful
             or self._leaving is not None
             or self._retirement is not None
-            or provisional
-            or registering
+            or self._provisional
+            or self._registering
         )
 
     def load(self, template: ExecTemplate) -> None:
@@ -568,7 +586,7 @@ class Executor:
             if self.interrupt == unique:
                 self.interrupt = None
                 raise Interrupt("the task was cancelled")
-            result = function(*args, **kwargs)
+            result = function(*args, **kwargs) if args or kwargs else function()
             if self.forked:
                 end_fork(None)
             return result

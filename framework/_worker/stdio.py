@@ -28,10 +28,11 @@ if TYPE_CHECKING:
 class CurrentName:
     """The name of the task or actor that runs now."""
 
-    __slots__ = ("name",)
+    __slots__ = ("name", "unfinished")
 
     def __init__(self) -> None:
         self.name = ""
+        self.unfinished = False  #: there may be text without a newline that waits for more
 
 
 class LineWriter(io.BufferedIOBase):
@@ -75,6 +76,7 @@ class LineWriter(io.BufferedIOBase):
             end = len(chunk) if len(chunk) > LINE_BYTES else chunk.rfind(b"\n") + 1
             if end < len(chunk):
                 self.partials[me] = (name, chunk[end:])
+                self._current.unfinished = True
             if end:
                 self._emit(me, name, chunk[:end])
         return size
@@ -144,6 +146,7 @@ def set_name(name: str) -> None:
 
 def end_task() -> None:
     """A task is over: what it has printed without a newline is written too, as nobody may ever add one."""
+    _current.unfinished = False
     for writer in _writers:
         if writer.partials:
             flush()

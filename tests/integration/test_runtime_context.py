@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextvars
 import threading
 from typing import Any
 
@@ -143,3 +144,28 @@ def test_was_reconstructed(session: object) -> None:
     with pytest.raises(ActorUnavailableError):
         get(actor.die.remote())
     assert get(actor.restarted.remote()) is True
+
+
+def task_id() -> str | None:
+    return fw.get_runtime_context().get_task_id()
+
+
+@fw.remote
+class Keeper:
+    def __init__(self) -> None:
+        self.kept: list[tuple[str | None, contextvars.Context]] = []
+
+    def call(self, keep: bool) -> str | None:
+        if keep:
+            self.kept.append((task_id(), contextvars.copy_context()))
+        return task_id()
+
+    def all_as_they_were(self) -> bool:
+        return all(context.run(task_id) == own for own, context in self.kept)
+
+
+def test_each_call_has_a_context_of_its_own_as_long_as_somebody_keeps_it(session: object) -> None:
+    keeper = Keeper.remote()
+    refs = [keeper.call.remote(number % 3 == 0) for number in range(30)]
+    assert get(refs) == [ref.task_id().hex() for ref in refs]
+    assert get(keeper.all_as_they_were.remote())

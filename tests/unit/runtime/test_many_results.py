@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from types import SimpleNamespace
 from typing import Any
 from unittest import mock
@@ -9,6 +10,7 @@ from unittest import mock
 import pytest
 
 from framework._runtime.submit import Submitter
+from framework._runtime.waiters import ThreadWaiter, register, register_all
 from framework._state.leases import KeyState, Lease
 from framework._state.objects import READY
 from framework._state.streams import StreamState
@@ -42,7 +44,7 @@ class Process(FakeRuntime):
             self.real.tasks[record.unique] = record
             self.key.enqueue(record)
         self.template.mean_us = 10.0
-        assert len(self.key.dispatch()) == COUNT
+        assert sum(map(len, self.key.dispatch().values())) == COUNT
         self.lease.blocked = True
         self.records[2].children = {2}
         self.records[3].stream = StreamState(1)
@@ -95,6 +97,27 @@ def test_a_waiter_that_raises_does_not_cost_the_others_their_results() -> None:
     process.refs[0]._entry.waiters = [mock.Mock(side_effect=RuntimeError("a waiter's own mistake"))]
     process.real.handlers[m.DONES](process.connection, [m.DONES, [0, 0, 1, 1, 0, 2]])
     assert [ref._entry.value for ref in process.refs[:2]] == [1, 2]
+
+
+@pytest.mark.parametrize("end", [[], ["none", 0, 1]])
+def test_threads_that_wait_for_many_hear_of_all(end: list[Any]) -> None:
+    process = Process(0)
+    entries = [ref._entry for ref in process.refs]
+    waiter, other, alone = (
+        ThreadWaiter(entries[:3], 3, True),
+        ThreadWaiter(entries[4:5], 1, True),
+        mock.Mock(),
+    )
+    register_all(entries[:3], waiter)
+    register_all(entries[4:5], other)
+    register(entries[1], alone)
+    process.records[2].rare = process.records[3].stream = None
+    fields = [field for number in (4, 0, 1, 2) for field in (number, 0, None)]
+    with contextlib.suppress(TypeError, ValueError):
+        process.real.handlers[m.DONES](process.connection, [m.DONES, [*fields, *end, *end[:1]]])
+    assert waiter.wait(0) and other.wait(0)
+    alone.assert_called_once_with(entries[1])
+    assert all(entries[number].waiters is None for number in (0, 1, 2, 4))
 
 
 @pytest.mark.parametrize("fields", [[0], [0, 0], ["a", 0, 1], [0, None, 1], [[], 0, 1], [0, 0, 1, 1]])

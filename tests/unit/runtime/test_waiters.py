@@ -96,6 +96,16 @@ def test_a_thread_registers_with_many_at_a_time() -> None:
     assert called == entries[:2]
 
 
+def test_a_thread_hears_of_several_at_a_time() -> None:
+    entries = [entry(i) for i in range(4)]
+    waiter = ThreadWaiter(entries, 3, True)
+    waiter.have_values(entries[:2])
+    waiter.have_values(entries[1:2])  # once more
+    assert not waiter.wait(0)
+    waiter.have_values(entries[2:])
+    assert waiter.wait(0)
+
+
 def test_a_thread_that_has_registered_with_many_gives_up() -> None:
     entries = [entry(i) for i in range(3)]
     waiter, keep = ThreadWaiter(entries, 3, False), [].append

@@ -312,3 +312,26 @@ def test_a_kept_pickler_remembers_no_globals() -> None:
     encoder = pickler._spare.encoder
     assert encoder is not None
     assert not encoder.pickler.globals_ref
+
+
+def test_many_are_decoded_as_one_by_one() -> None:
+    given: list[Any] = [None, 1, "two", 3.0, True, b"bytes", {"a": [1, 2]}, "x" * 10_000]
+    wires = [encode(value, where="here").own().wire for value in given]
+    assert values.decode_all(iter(wires)) == given == [decode(wire) for wire in wires]
+    wrong = pickle.dumps(Unloadable())
+    for wire in (b"", b"no pickle", wrong):
+        with pytest.raises(exceptions.SerializationError) as apart:
+            decode(wire)
+        with pytest.raises(exceptions.SerializationError) as together:
+            values.decode_all([*wires, wire])
+        assert str(apart.value) == str(together.value)
+        assert type(apart.value.__cause__) is type(together.value.__cause__)
+
+
+def _raise() -> None:
+    raise LookupError("it cannot be made again")
+
+
+class Unloadable:
+    def __reduce__(self) -> Any:
+        return _raise, ()

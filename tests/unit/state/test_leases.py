@@ -37,10 +37,17 @@ def enqueue(key: KeyState, records: list[TaskRecord]) -> None:
         key.enqueue(record)
 
 
+def sent(key: KeyState) -> list[tuple[Lease, TaskRecord]]:
+    """What is to be sent now."""
+    sends = key.dispatch()
+    assert all(sends.values()), "who gets nothing is not written to"
+    return [(lease, task) for lease, some in sends.items() for task in some]
+
+
 def test_unknown_functions_go_one_to_each_lease() -> None:
     key, _ = key_with(3)
     enqueue(key, tasks(5, template()))
-    sends = key.dispatch()
+    sends = sent(key)
     assert [(lease.lease_id, task.unique) for lease, task in sends] == [(0, 1), (1, 2), (2, 3)]
     assert len(key.pending) == 2
     assert key.wanted() == 2
@@ -51,7 +58,7 @@ def test_a_lease_that_has_run_empty_while_tasks_wait_is_used_by_the_next_dispatc
     key, (lease,) = key_with(1)
     enqueue(key, tasks(2, template()))
     for unique in (1, 2):
-        assert [(at, task.unique) for at, task in key.dispatch()] == [(lease, unique)]
+        assert [(at, task.unique) for at, task in sent(key)] == [(lease, unique)]
         assert not key.free
         key.finished(lease.inflight[unique], 1.0)
     assert list(key.free) == [lease]
@@ -63,18 +70,18 @@ def test_spread_sends_nothing_ahead() -> None:
     for lease in leases:
         key.granted(lease)
     enqueue(key, tasks(6, template(10.0)))
-    assert len(key.dispatch()) == 2, "one each, although they are short"
+    assert len(sent(key)) == 2, "one each, although they are short"
     assert key.wanted() == 4
 
 
 def test_a_lease_that_is_asked_back_takes_no_more() -> None:
     key, (lease,) = key_with(1)
     enqueue(key, tasks(1, template()))
-    ((_, task),) = key.dispatch()
+    ((_, task),) = sent(key)
     lease.recalled = lease.retiring = True
     enqueue(key, tasks(1, template(), first=5))
     key.finished(task, 1.0)
-    assert key.dispatch() == [] and not key.free, "it goes back"
+    assert sent(key) == [] and not key.free, "it goes back"
     assert not key.withdraw(lease), "nobody can use it any more"
     assert key.wanted() == 1
 
@@ -91,17 +98,17 @@ def test_a_worker_that_takes_nothing_gets_nothing_until_it_does() -> None:
     key, leases = key_with(2)
     leases[0].full = True
     enqueue(key, tasks(4, template(10.0)))
-    assert {lease.lease_id for lease, _ in key.dispatch()} == {1}
+    assert {lease.lease_id for lease, _ in sent(key)} == {1}
     enqueue(key, tasks(2, template(), first=10))
-    assert key.dispatch() == []
+    assert sent(key) == []
     leases[0].full = False
-    assert [lease.lease_id for lease, _ in key.dispatch()] == [0]
+    assert [lease.lease_id for lease, _ in sent(key)] == [0]
 
 
 def test_short_functions_go_in_batches_that_are_spread_evenly() -> None:
     key, leases = key_with(2)
     enqueue(key, tasks(100, template(10.0)))
-    key.dispatch()
+    sent(key)
     assert [len(lease.inflight) for lease in leases] == [50, 50]
     assert not key.pending
 
@@ -109,7 +116,7 @@ def test_short_functions_go_in_batches_that_are_spread_evenly() -> None:
 def test_no_lease_gets_more_than_its_budget() -> None:
     key, leases = key_with(1)
     enqueue(key, tasks(100, template(1_000.0)))
-    key.dispatch()
+    sent(key)
     assert len(leases[0].inflight) == limits.LEASE_BUDGET_US // 1_000
     assert leases[0].load <= limits.LEASE_BUDGET_US
 
@@ -119,7 +126,7 @@ def test_blocked_and_retiring_leases_get_nothing() -> None:
     leases[0].blocked = True
     leases[1].retiring = True
     enqueue(key, tasks(5, template()))
-    assert [lease.lease_id for lease, _ in key.dispatch()] == [2]
+    assert [lease.lease_id for lease, _ in sent(key)] == [2]
 
 
 def test_cancelled_tasks_are_passed_over() -> None:
@@ -127,13 +134,13 @@ def test_cancelled_tasks_are_passed_over() -> None:
     first, second = tasks(2, template())
     enqueue(key, [first, second])
     first.state = SENT  # whatever is no longer queued
-    assert [task for _, task in key.dispatch()] == [second]
+    assert [task for _, task in sent(key)] == [second]
 
 
 def test_what_is_handed_back_keeps_its_order_and_its_place_at_the_front() -> None:
     key, leases = key_with(1)
     enqueue(key, tasks(4, template(1_000.0)))
-    key.dispatch()
+    sent(key)
     enqueue(key, tasks(2, template(), first=5))
     back = key.handed_back(leases[0], [2, 3, 4, 99], 1.0)
     assert [task.unique for task in back] == [2, 3, 4]
@@ -144,7 +151,7 @@ def test_what_is_handed_back_keeps_its_order_and_its_place_at_the_front() -> Non
 def test_a_lost_lease_returns_its_tasks_in_order() -> None:
     key, leases = key_with(1)
     enqueue(key, tasks(3, template(10.0)))
-    key.dispatch()
+    sent(key)
     assert [task.unique for task in key.lost(leases[0])] == [1, 2, 3]
     assert leases[0].dead
     assert not key.leases
@@ -155,7 +162,7 @@ def test_a_silent_lease_is_stalled_also_while_others_are_pending() -> None:
     """Those behind the slow task came first; and its worker may hold back replies."""
     key, leases = key_with(1)
     enqueue(key, tasks(50, template(1_000.0)))
-    key.dispatch()
+    sent(key)
     assert key.pending
     assert key.stalled(limits.STALL / 2) == []
     assert key.stalled(limits.STALL * 2) == [leases[0]]
@@ -209,7 +216,7 @@ class LeasesMachine(RuleBasedStateMachine):
 
     @rule()
     def dispatch(self) -> None:
-        for lease, task in self.key.dispatch():
+        for lease, task in sent(self.key):
             assert lease.usable
             assert task.lease is lease
 
