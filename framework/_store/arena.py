@@ -135,6 +135,11 @@ class Arena:
             prepared[first:last] = b"\x01" * (last - first)
             first = prepared.find(0, last, end)
 
+    def is_prepared(self, offset: int, size: int) -> bool:
+        """Whether `prepare` has nothing to do there."""
+        end = (offset + size - 1) // _CHUNK + 1
+        return self._prepared.find(0, offset // _CHUNK, end) < 0
+
     def populate(self, offset: int, size: int) -> bool:
         """Have the system provide the memory of a range now, without the GIL (Linux 5.14+). False when it
         cannot.

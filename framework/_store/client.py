@@ -21,12 +21,14 @@ import time
 import weakref
 from collections import OrderedDict, deque
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
 from framework._base import limits
 from framework._state.allocator import aligned
 from framework._store import layout
 from framework._store.arena import Arena, views_of
+from framework._store.copying import Copying, usable_cpus
 from framework._wire import messages as m
 
 if TYPE_CHECKING:
@@ -92,6 +94,7 @@ class StoreClient:
         self._ended: deque[tuple[bytes, int, weakref.ref[Any]]] = deque()
         self._unsealed: dict[int, _Unsealed] = {}
         self._abandoned: deque[int] = deque()
+        self.cpus = limits.STORE_COPY_THREADS  #: for the copying of large objects, at most
         self._pressed_until = 0.0  #: until then no view is kept longer than it is used
 
     def _opened(self) -> Arena:
@@ -137,11 +140,16 @@ class StoreClient:
             if offset >= 0:
                 return size
         offset = self._link.node_call(m.STORE_CREATE, object_id, size, owner)
-        arena.prepare(offset, size)
+        copies = [(offset + place, view) for (place, _), view in zip(places, views, strict=True)]
+        copying = None
         try:
-            self._fill(arena, offset, size, header, pickle_offset, pickled, places, views)
+            copying = Copying(arena, copies, min(self.cpus, usable_cpus()))
+            arena.prepare(offset, pickle_offset + len(pickled))
+            layout.write_head(arena.memory(offset, size), header, pickle_offset, pickled)
+            copying.run()
         except BaseException:
-            self._link.node_cast(m.STORE_ABORT, object_id, offset)
+            abort = partial(self._link.node_cast, m.STORE_ABORT, object_id, offset)
+            abort() if copying is None else copying.abandon(abort)
             raise
         self._link.node_cast(m.STORE_SEAL, object_id, offset, b"", False)
         return size

@@ -148,6 +148,7 @@ class Executor:
         if gpus or self.gpus or self.runtime.node_facts.get("total", {}).get("GPU"):
             os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, gpus))
         self.gpus = gpus
+        self.runtime.store.client.cpus = max(1, omp)
         if os.environ.get("FRAMEWORK_OMP_DEFAULT") and omp != int(os.environ.get("OMP_NUM_THREADS") or 0):
             os.environ["OMP_NUM_THREADS"] = str(max(1, omp))
             limiter = sys.modules.get("threadpoolctl")

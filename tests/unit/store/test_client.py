@@ -18,6 +18,7 @@ from framework._serial import values
 from framework._state.store import StoreState
 from framework._store.arena import Arena, create_arena
 from framework._store.client import StoreClient
+from framework._store.copying import Copying
 from framework._wire import messages as m
 
 MIB = 1 << 20
@@ -183,7 +184,7 @@ def test_a_failed_write_leaves_nothing(
     def broken(*_: Any) -> None:
         raise OSError("no memory")
 
-    monkeypatch.setattr(StoreClient, "_fill", staticmethod(broken))
+    monkeypatch.setattr(Copying, "run", broken)
     with pytest.raises(OSError):
         stored(client, bytes(4 * MIB))
     assert node.state.stats["objects"] == 0 and node.state.stats["used"] == 0
