@@ -49,6 +49,8 @@ DROP_TICK_MAX: Final = 0.25
 
 # --- submission ------------------------------------------------------------------------------------
 LEASE_BUDGET_US: Final = 5_000  #: work, by measured run time, that is sent ahead to one worker
+LEASE_BUDGET_MOST_US: Final = 20_000  #: the same, while much waits
+LEASE_AHEAD_PART: Final = 8  #: and no more than this part of a worker's share in what waits
 LEASE_MAX_DEPTH: Final = 1_000  #: tasks that are sent ahead to one worker
 LEASE_MIN_COST_US: Final = 5  #: what a task is taken to cost at the least
 RETURNS_KNOWN: Final = 10_000  #: returns of a task, the ends of whose ids are kept for the next one

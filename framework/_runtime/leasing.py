@@ -288,7 +288,7 @@ class Leasing:
             else:
                 lease.progress = now
                 # Its running task is slow after all: it takes no more before that is done.
-                lease.load = max(lease.load, limits.LEASE_BUDGET_US) if lease.inflight else lease.load
+                lease.load = max(lease.load, limits.LEASE_BUDGET_MOST_US) if lease.inflight else lease.load
         for lease, group in by_lease.items():
             for task in lease.key.handed_back(lease, group, now):
                 if task.template.mean_us is not None:

@@ -2,8 +2,8 @@
 
 A scheduling key stands for tasks that may share workers: same resources, environment and strategy. A lease is
 a worker that this owner may use for one key. Several tasks may be on their way to one worker, as long as
-their expected run times add up to less than `limits.LEASE_BUDGET_US`; a function of unknown run time is sent
-alone, so that work spreads over workers.
+their expected run times add up to less than `limits.LEASE_BUDGET_US` (more where many wait); a function of
+unknown run time is sent alone, so that work spreads over workers.
 
 All classes here are pure; `dispatch` returns what to send.
 """
@@ -155,6 +155,9 @@ class KeyState:
             if not (lease.blocked or lease.retiring or lease.full) and (lease.inflight or self._claim(lease))
         ]
         sends: dict[Lease, list[TaskRecord]] = {}
+        budget = self._budget(len(usable)) if usable else 0.0
+        if budget > limits.LEASE_BUDGET_US:  # by the lot: a worker is disturbed by each that comes
+            usable = [lease for lease in usable if 2 * lease.load <= budget]
         if len(usable) > 1:
             usable.sort(key=_load)
         while pending and usable:
@@ -162,7 +165,7 @@ class KeyState:
             still_room = []
             for lease in usable:
                 some = sends.get(lease, [])
-                if self._fill(lease, share, some):
+                if self._fill(lease, share, budget, some):
                     still_room.append(lease)
                 if some:
                     sends[lease] = some
@@ -173,6 +176,13 @@ class KeyState:
             if lease.idle_since is not None and not lease.inflight and lease not in self.free:
                 self.release(lease)
         return sends
+
+    def _budget(self, leases: int) -> float:
+        """How much work may be sent ahead to each of so many workers, in microseconds: more where much waits,
+        as an owner that is kept from a CPU by its own workers may be late with the next."""
+        mean: float | None = self.pending[0].template.mean_us
+        ahead = len(self.pending) * mean / (leases * limits.LEASE_AHEAD_PART) if mean is not None else 0.0
+        return min(max(limits.LEASE_BUDGET_US, ahead), limits.LEASE_BUDGET_MOST_US)
 
     def _claim(self, lease: Lease) -> bool:
         """Take an idle lease out of `free`; False when somebody else was faster."""
@@ -207,10 +217,10 @@ class KeyState:
         """An idle lease is not to be used any more. False: somebody is about to use it."""
         return self._claim(lease)
 
-    def _fill(self, lease: Lease, share: int, sends: list[TaskRecord]) -> bool:
+    def _fill(self, lease: Lease, share: int, budget: float, sends: list[TaskRecord]) -> bool:
         """Give `lease` up to `share` tasks; False when it has no room for another."""
         pending, take, inflight = self.pending, self.pending.popleft, lease.inflight
-        budget, most = limits.LEASE_BUDGET_US, limits.LEASE_MAX_DEPTH
+        most = limits.LEASE_MAX_DEPTH
         load, under_way = lease.load, len(inflight)
         template: Template | None = None
         cost: float = budget

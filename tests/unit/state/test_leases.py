@@ -115,10 +115,42 @@ def test_short_functions_go_in_batches_that_are_spread_evenly() -> None:
 
 def test_no_lease_gets_more_than_its_budget() -> None:
     key, leases = key_with(1)
-    enqueue(key, tasks(100, template(1_000.0)))
+    enqueue(key, tasks(20, template(1_000.0)))
     sent(key)
     assert len(leases[0].inflight) == limits.LEASE_BUDGET_US // 1_000
     assert leases[0].load <= limits.LEASE_BUDGET_US
+
+
+def test_more_goes_ahead_where_more_waits_but_no_more_than_a_part_of_it() -> None:
+    key, leases = key_with(2)
+    enqueue(key, tasks(160, template(1_000.0)))
+    sent(key)
+    assert [len(lease.inflight) for lease in leases] == [160 // 2 // limits.LEASE_AHEAD_PART] * 2
+
+    key, leases = key_with(1)
+    enqueue(key, tasks(10_000, template(1_000.0)))
+    sent(key)
+    assert len(leases[0].inflight) == limits.LEASE_BUDGET_MOST_US // 1_000
+
+
+def test_where_much_waits_a_worker_is_sent_more_when_half_of_it_is_done() -> None:
+    key, (lease,) = key_with(1)
+    enqueue(key, tasks(10_000, template(1_000.0)))
+    first = [task for _, task in sent(key)]
+    half = len(first) // 2
+    for task in first[: half - 1]:
+        key.finished(task, 1.0)
+        assert not sent(key)
+    key.finished(first[half - 1], 1.0)
+    assert len(sent(key)) == half
+
+
+def test_where_little_waits_each_gap_is_filled_at_once() -> None:
+    key, (lease,) = key_with(1)
+    enqueue(key, tasks(20, template(1_000.0)))
+    ((_, first), *_) = sent(key)
+    key.finished(first, 1.0)
+    assert len(sent(key)) == 1
 
 
 def test_blocked_and_retiring_leases_get_nothing() -> None:
