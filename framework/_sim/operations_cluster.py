@@ -11,6 +11,7 @@ from framework._sim.ledger import LEDGER
 from framework._sim.operation import Operation
 from framework._sim.record import NOTHING, Expect
 from framework._sim.values import block, block_sum, mix
+from framework.exceptions import ActorDiedError
 from framework.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 from framework.util.scheduling_strategies import (
     NodeAffinitySchedulingStrategy,
@@ -224,7 +225,10 @@ async def driver(op: Operation) -> None:
     handle = handle.remote(actor)
 
     async def job() -> list[int]:
-        found = await asyncio.to_thread(fw.get_actor, name, "shared")
+        try:
+            found = await asyncio.to_thread(fw.get_actor, name, "shared")
+        except ValueError as error:  # it has died, and its name is nobody's
+            raise ActorDiedError(str(error)) from error
         one: Any = actions.PLAIN.options(num_cpus=0).remote(theirs)
         return [
             await found.step.remote(5, 0, 1),
