@@ -126,6 +126,7 @@ STORE_COPY_THREADS: Final = 4  #: and no more: the memory is not faster than tha
 STORE_COPY_PART: Final = 8 * 1024 * 1024  #: that one of them takes at a time, at least
 STORE_SMALLEST: Final = 1024 * 1024  #: below that, nothing that belongs into a store would fit
 STORE_KEPT_VIEWS: Final = 1_000  #: views that a process keeps after their last use
+STORE_RECALLED: Final = 1_000  #: objects of which a process knows that the node wants them back
 STORE_PIN_BATCH: Final = 1_000  #: pins that are asked for in one message
 STORE_RESTORE_AHEAD: Final = 4  #: spilled objects that one reader of many has read back at a time
 STORE_WARM_RESERVE: Final = 256 * 1024 * 1024  #: free memory that a store in use has ready

@@ -96,6 +96,8 @@ class StoreClient:
         self._abandoned: deque[int] = deque()
         self.cpus = limits.STORE_COPY_THREADS  #: for the copying of large objects, at most
         self._pressed_until = 0.0  #: until then no view is kept longer than it is used
+        #: the node wants these back as soon as nobody uses them; some have not arrived here yet
+        self._recalled: dict[bytes, None] = {}
 
     def _opened(self) -> Arena:
         arena = self._arena
@@ -263,6 +265,8 @@ class StoreClient:
         if time.monotonic() < self._pressed_until:
             return
         self._kept[object_id] = view
+        if object_id in self._recalled:  # (looked at last: it may be recalled just now)
+            self._kept.pop(object_id, None)
         if len(self._kept) > limits.STORE_KEPT_VIEWS:
             with contextlib.suppress(KeyError):
                 self._kept.popitem(last=False)
@@ -302,6 +306,7 @@ class StoreClient:
             self._refs.pop(id(ref), None)
             if self._views.get(object_id) is ref:
                 del self._views[object_id]
+                self._recalled.pop(object_id, None)
             gone.append(object_id)
             offsets.append(offset)
         if gone:
@@ -321,8 +326,11 @@ class StoreClient:
         short of memory and names none, all, and the region."""
         if object_ids:
             for object_id in object_ids:
+                self._recalled[object_id] = None
                 self._kept.pop(object_id, None)
             self.drain()
+            while len(self._recalled) > limits.STORE_RECALLED:
+                self._recalled.pop(next(iter(self._recalled)))
             return
         # A view that is just arriving is not in `_kept` yet: it must not get there.
         self._pressed_until = time.monotonic() + limits.STORE_PRESSURE

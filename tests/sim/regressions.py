@@ -155,4 +155,5 @@ REGRESSIONS: list[tuple[int, dict[str, Any], str]] = [
     (924, {}, "a detached actor that had been killed came back with a head whose disk had lost that"),
     (2116, {}, "who was given up heard that his actors had died with their owner, which was he himself"),
     (2842, {}, "a node kept room for ever for one that had wished for it, and did not any more"),
+    (838, {}, "an object that was freed while its view was on its way was read, and its view kept for ever"),
 ]

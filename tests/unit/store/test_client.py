@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from framework import exceptions
+from framework._base import limits
 from framework._serial import values
 from framework._state.store import StoreState
 from framework._store.arena import Arena, create_arena
@@ -151,6 +152,42 @@ def test_the_last_view_takes_the_pin_along(client: StoreClient, node: FakeNode) 
     assert client.waiting
     client.drain()
     assert node.state.stats["pins"] == 0 and node.state.stats["objects"] == 0
+
+
+@pytest.mark.parametrize("when", ["before the view is here", "while it is used"])
+def test_what_was_recalled_is_kept_no_longer_than_it_is_used(
+    client: StoreClient, node: FakeNode, when: str
+) -> None:
+    """The node says so once, and that may come before the answer that brings the view has been dealt with."""
+    object_id = stored(client, np.arange(100_000))
+    pinned = node.node_call(m.STORE_PIN, object_id)
+    if when == "before the view is here":
+        client.recall([object_id])
+    view = client.arrived(object_id, *pinned)
+    if when == "while it is used":
+        client.recall([object_id])
+    value = read(client, object_id)
+    del view
+    client.drain()
+    assert node.state.stats["pins"] == 1 and value[7] == 7
+    del value
+    client.drain()
+    assert node.state.stats["pins"] == 0
+
+
+def test_not_everything_that_was_recalled_is_remembered(
+    client: StoreClient, node: FakeNode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limits, "STORE_RECALLED", 3)
+    ids = [stored(client, np.arange(20_000)) for _ in range(5)]
+    client.recall(ids)
+    for object_id in ids:
+        read(client, object_id)
+    assert [client.at_hand(object_id) for object_id in ids] == [True, True, False, False, False]
+    client.drain()
+    client.recall([ids[0]])
+    read(client, ids[4])
+    assert client.at_hand(ids[4]), "its view had ended, and with it what was said of it"
 
 
 def test_a_recall_takes_views_that_nobody_uses_and_the_region(client: StoreClient, node: FakeNode) -> None:
