@@ -3,7 +3,8 @@
 #   make test    lint, types, layering, the whole suite
 #   make sim     random programs on simulated clusters (SEEDS=1000, or SEEDS=5000-9999; JOBS=2)
 # PYTHON=/path/to/python chooses the interpreter, ARGS="..." is passed on to pytest and to the benchmarks;
-# MINUTES=20 is how long `make soak` takes, SECONDS=60 how long `make fuzz` does.
+# MINUTES=20 is how long `make soak` takes, SECONDS=60 how long `make fuzz` does;
+# TEST_JOBS=2 is how many files of tests `make test` works on at a time.
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
@@ -20,6 +21,7 @@ MINUTES ?= 20
 SECONDS ?= 60
 SEEDS  ?= 1000
 JOBS   ?= 2
+TEST_JOBS ?= 2
 RESULTS ?= $(wildcard bench-*.json)
 
 # The stamps name what was installed; a change of pyproject.toml installs it again.
@@ -157,7 +159,7 @@ test: $(TEST)
 	@$(MAKE) lint
 	@$(MAKE) types
 	@$(MAKE) layering
-	@$(PYTEST) $(ARGS)
+	@$(PYTEST) --numprocesses $(TEST_JOBS) --dist loadfile $(ARGS)
 
 clean:
 	@rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis

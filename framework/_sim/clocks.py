@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import queue
 import threading
 import time
@@ -13,6 +14,7 @@ from framework._sim.kernel import Kernel
 
 #: what the wall clock shows at the beginning: 2030-01-01, so that nobody takes it for the real one
 EPOCH: Final = 1_893_456_000.0
+_GIVING_WAY: Final = 1e-6  #: seconds
 
 
 class Clocks(ABC):
@@ -50,6 +52,8 @@ class Clocks(ABC):
         self._either(time, "time", self.wall)
         self._either(time, "time_ns", lambda: int(self.wall() * 1e9))
         self._either(time, "sleep", self.sleep)
+        # (Whoever gives way looks for something again and again: it must come to its end.)
+        self._either(os, "sched_yield", lambda: self.sleep(_GIVING_WAY))
         for name in ("process_time", "thread_time"):  # (nobody computes anything in virtual time)
             self._either(time, name, self.monotonic)
             self._either(time, f"{name}_ns", lambda: int(self.monotonic() * 1e9))

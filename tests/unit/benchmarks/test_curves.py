@@ -27,7 +27,7 @@ def test_published_curves_are_there() -> None:
     assert CURVES["submitters"].sizes == tuple(range(1, 9))
 
 
-@pytest.mark.parametrize("curve", CURVES.values(), ids=str)
+@pytest.mark.parametrize("curve", CURVES.values(), ids=CURVES)
 def test_sizes_ascend_and_a_quick_run_has_three_at_least(curve: Curve) -> None:
     assert list(curve.sizes) == sorted(set(curve.sizes))
     quick = curve.sizes_for(Settings(quick=True))
