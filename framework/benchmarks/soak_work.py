@@ -294,10 +294,10 @@ class Work:
         return 6
 
     def timeouts(self) -> int:
-        slow = sleeping.remote(0.05)
+        slow = sleeping.remote(0.3)
         with raising(TimeoutError):
             fw.get(slow, timeout=0.001)
-        check(fw.get(slow), 0.05)
+        check(fw.get(slow), 0.3)
         with raising(fw.exceptions.FrameworkError):
             fw.get(sleeping.options(timeout=0.02, max_retries=0).remote(_LONG))
         return 2
