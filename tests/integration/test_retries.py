@@ -369,12 +369,11 @@ def test_a_timeout_passes_on_to_nested_tasks(session: object, tmp_path: Path) ->
             Path(path).touch()
 
     @fw.remote
-    def parent(path: str) -> str:
+    def parent(path: str) -> None:
         try:
             fw.get(child.remote(path))
-        except TaskTimeoutError as error:
-            return str(error)
-        return "no error"
+        except TaskTimeoutError:  # (it has the same deadline, and may be told a moment earlier)
+            time.sleep(1e6)
 
     @fw.remote
     def orphan_maker(path: str) -> None:
