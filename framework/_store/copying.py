@@ -1,7 +1,8 @@
 """Copying large buffers into the arena, by several threads at a time.
 
-One core does not exhaust the memory: two copy at 1.2 to 2 times the speed of one, and provide memory that is
-not there yet at 1.5 times. The threads are made for the copy and end with it (50 µs each, of some ms).
+One core does not exhaust the memory: two copy at 1.2 to 2 times the speed of one. The threads are made for the
+copy and end with it (50 µs each, of some ms). Where memory is yet to be provided, one thread copies: a second
+one is at work in the node already, which provides it ahead, and a third would be in its way.
 
 Where an exception strikes the thread that copies for itself (Ctrl-C), the others finish the part that they
 are at. The block must not be given to anybody else before: whoever is the last there sees to it (`abandon`).
@@ -47,8 +48,12 @@ class Copying:
         self._abandoned: Callable[[], object] | None = None
         self._error: BaseException | None = None
         total = sum(view.nbytes for _, view in copies)
-        if cpus > 1 and total >= limits.STORE_SHARED_COPY:
-            self._parts = deque(_cut(arena, copies, min(cpus, limits.STORE_COPY_THREADS)))
+        if (
+            cpus > 1
+            and total >= limits.STORE_SHARED_COPY
+            and all(arena.is_prepared(offset, view.nbytes) for offset, view in copies)
+        ):
+            self._parts = deque(_cut(copies, min(cpus, limits.STORE_COPY_THREADS)))
             self._helpers = min(cpus, limits.STORE_COPY_THREADS, len(self._parts)) - 1
         self._others = deque(range(1, self._helpers))  #: one fewer than there are helpers: see `_leave`
         self._done = _thread.allocate_lock()  #: free when no helper is at work, and nobody is to be
@@ -117,21 +122,13 @@ def usable_cpus() -> int:
     return os.cpu_count() or 1
 
 
-def _cut(arena: Target, copies: list[Copy], threads: int) -> list[Copy]:
+def _cut(copies: list[Copy], threads: int) -> list[Copy]:
     parts: list[Copy] = []
     for offset, view in copies:
-        # Memory that is yet to be provided: most of the time goes there, and the parts may be of any size.
-        whole = copied_past_the_cache() if arena.is_prepared(offset, view.nbytes) else 0
         begin = 0
-        for size in shares(view.nbytes, threads, whole):
-            end = begin + size
-            if not whole and end < view.nbytes:  # what is provided at once is in one part
-                end -= (offset + end) % limits.STORE_CHUNK
-            if end > begin:
-                parts.append((offset + begin, view[begin:end]))
-                begin = end
-        if begin < view.nbytes:
-            parts.append((offset + begin, view[begin:]))
+        for size in shares(view.nbytes, threads, copied_past_the_cache()):
+            parts.append((offset + begin, view[begin : begin + size]))
+            begin += size
     return parts
 
 

@@ -41,12 +41,13 @@ class Slow:
     def __init__(self) -> None:
         self.copied: list[tuple[int, int]] = []
         self.before: Callable[[int], object] = lambda offset: None
+        self.prepared = True
 
     def prepare(self, offset: int, size: int) -> None:
         pass
 
     def is_prepared(self, offset: int, size: int) -> bool:
-        return True
+        return self.prepared
 
     def copy_in(self, offset: int, source: memoryview) -> None:
         self.before(offset)
@@ -91,15 +92,18 @@ def test_several_threads_take_part() -> None:
     assert len({who for _, who in arena.copied}) == 2
 
 
-@pytest.mark.parametrize(("size", "cpus"), [(2 * MIB, 1), (1 * MIB - 1, 64)])
-def test_one_cpu_and_small_objects_have_one_thread(
-    monkeypatch: pytest.MonkeyPatch, size: int, cpus: int
+@pytest.mark.parametrize(
+    ("size", "cpus", "prepared"), [(2 * MIB, 1, True), (1 * MIB - 1, 64, True), (2 * MIB, 64, False)]
+)
+def test_one_cpu_small_objects_and_new_memory_have_one_thread(
+    monkeypatch: pytest.MonkeyPatch, size: int, cpus: int, prepared: bool
 ) -> None:
     def never(*_: Any) -> int:
         raise AssertionError("a thread was made")
 
     monkeypatch.setattr(_thread, "start_new_thread", never)
     arena = Slow()
+    arena.prepared = prepared
     Copying(arena, views(size), cpus).run()
     assert {who for _, who in arena.copied} == {threading.get_ident()}
 
