@@ -1,8 +1,8 @@
 """Copying large buffers into the arena, by several threads at a time.
 
-One core does not exhaust the memory: two copy at 1.2 to 2 times the speed of one. The threads are made for the
-copy and end with it (50 µs each, of some ms). Where memory is yet to be provided, one thread copies: a second
-one is at work in the node already, which provides it ahead, and a third would be in its way.
+One core does not exhaust the memory: two copy at 1.2 to 2 times the speed of one. The threads are made for
+the copy and end with it (50 µs each, of some ms). Where memory is yet to be provided, one thread copies: a
+second one is at work in the node already, which provides it ahead, and a third would be in its way.
 
 Where an exception strikes the thread that copies for itself (Ctrl-C), the others finish the part that they
 are at. The block must not be given to anybody else before: whoever is the last there sees to it (`abandon`).
