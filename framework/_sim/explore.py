@@ -15,7 +15,7 @@ from typing import Any, Final, NamedTuple
 
 from framework._sim.children import NoResult, in_children
 from framework._sim.choices import first_difference
-from framework._sim.counters import PATHS
+from framework._sim.counters import PATHS, SELDOM
 from framework._sim.faults import RATES, Faults
 from framework._sim.preload import preload
 from framework._sim.runner import Outcome, run_program_of
@@ -223,7 +223,8 @@ class Summary:
         from framework._sim.programs import WEIGHTS
 
         missing = [f"fault: {name}" for name in HAPPENINGS if not self.faults.get(name)]
-        missing += [f"path: {name}" for name in PATHS if not self.paths.get(name)]
+        wanted = [name for name in PATHS if name not in SELDOM]
+        missing += [f"path: {name}" for name in wanted if not self.paths.get(name)]
         drawn = [name for name, weight in WEIGHTS.items() if weight]
         return missing + [f"operation: {name}" for name in drawn if not self.operations.get(name)]
 

@@ -15,7 +15,7 @@ pytest.importorskip("greenlet", reason="the simulation takes the extra sim")
 from framework._sim import explore, weather
 from framework._sim.__main__ import main, parse
 from framework._sim.children import NoResult, in_children
-from framework._sim.counters import PATHS
+from framework._sim.counters import PATHS, SELDOM
 from framework._sim.explore import ENOUGH, HAPPENINGS, Plan, Summary, faults_of_text, faults_text, sort_of
 from framework._sim.faults import Faults
 from framework._sim.planted import PLANTED
@@ -118,6 +118,7 @@ def test_what_was_never_reached_fails_a_long_series() -> None:
             made = outcome(seed)
             del made.faults["reset"], made.operations["put"]
             made.paths["a borrower is lost"] = 0
+            made.paths.update(dict.fromkeys(SELDOM, 0))
             summary.add(made)
         return summary
 
