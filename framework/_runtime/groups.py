@@ -73,23 +73,33 @@ class Groups:
 
     # ---- groups --------------------------------------------------------------------------------------
 
-    def create(self, group_id: bytes, spec: dict[str, Any]) -> Any:
-        """Make one; a future of the head's answer."""
-        view = self._views[group_id] = GroupView(group_id)
+    def create(self, group_id: bytes, spec: dict[str, Any]) -> None:
+        """Any thread: make one."""
+        self._runtime.post(self._register, self._known(group_id, spec), spec)
+
+    async def create_named(self, group_id: bytes, spec: dict[str, Any]) -> None:
+        """Make one, and wait until its name is known to be free; else `ValueError`."""
+        await self._register(self._known(group_id, spec), spec)
+
+    def _known(self, group_id: bytes, spec: dict[str, Any]) -> GroupView:
+        """Any thread: it is known from now on. (Tasks that are put into it next may be taken in before what was
+        posted.)"""
+        view = GroupView(group_id)
         view.bundles = spec["bundles"]
         view.mine = True
-        future = self._runtime.head_link.request(m.GROUP_CREATE, group_id, spec)
+        self._views[group_id] = view
+        return view
+
+    def _register(self, view: GroupView, spec: dict[str, Any]) -> Any:
+        """Have the head make it; a future of its answer."""
+        future = self._runtime.head_link.request(m.GROUP_CREATE, view.group_id, spec)
         future.add_done_callback(lambda answer: self._created(view, answer))
         return future
 
     def _created(self, view: GroupView, answer: Any) -> None:
         error = None if answer.cancelled() else answer.exception()
-        if error is not None:
+        if error is not None and view.state != REMOVED:
             self._end(view, error)
-
-    async def create_named(self, group_id: bytes, spec: dict[str, Any]) -> None:
-        """Make one, and wait until its name is known to be free; else `ValueError`."""
-        await self.create(group_id, spec)
 
     def remove(self, group_id: bytes) -> Any:
         """End one; a future of the head's answer."""
@@ -149,7 +159,7 @@ class Groups:
         machine went down, what it was told last."""
         for group_id in self._ended:
             head.call(m.GROUP_REMOVE, group_id)
-        for view in self._views.values():
+        for view in list(self._views.values()):  # (`create` may add one, in any thread)
             if view.state != REMOVED:
                 head.cast(m.GROUP_WATCH, view.group_id)
 

@@ -143,7 +143,7 @@ def placement_group(
     if name and not _on_event_loop():
         runtime.run_sync(runtime.groups.create_named(group_id, spec))
     else:
-        runtime.post(runtime.groups.create, group_id, spec)
+        runtime.groups.create(group_id, spec)
     return PlacementGroup(PlacementGroupID(group_id), [res.to_floats(bundle) for bundle in units])
 
 

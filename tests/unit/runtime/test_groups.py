@@ -7,7 +7,9 @@ from unittest import mock
 
 import pytest
 
+from framework._base.resources import in_group
 from framework._runtime.groups import CREATED, Groups
+from framework._state.leases import KeyState
 from framework._wire import messages as m
 from framework.exceptions import LocalNodeDiedError, PlacementGroupRemovedError
 
@@ -79,3 +81,17 @@ def test_a_head_that_was_away_hears_again_what_was_removed(world: World) -> None
     world.groups.head_returned(head)
     head.call.assert_called_once_with(m.GROUP_REMOVE, OTHER)
     head.cast.assert_called_once_with(m.GROUP_WATCH, GROUP)
+
+
+def test_a_task_may_be_taken_in_before_its_group_is_made(world: World) -> None:
+    """The thread that makes both leaves the making to the loop, which may take in the task first."""
+    spec = {"bundles": [{"CPU": 10_000}]}
+    world.runtime.leasing.dirty = {}
+    world.groups.create(GROUP, spec)
+    ((make, *arguments),) = (call.args for call in world.runtime.post.call_args_list)
+    key = KeyState(1, in_group({"CPU": 10_000}, GROUP.hex(), -1), None, ["group", GROUP, -1])
+    assert not world.groups.is_open(key)
+    make(*arguments)
+    world.runtime.head_link.request.assert_called_once_with(m.GROUP_CREATE, GROUP, spec)
+    world.told(GROUP, CREATED)
+    assert list(world.runtime.leasing.dirty) == [key]
