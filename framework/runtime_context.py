@@ -8,6 +8,7 @@ from framework._base.ids import ActorID, JobID, NodeID, TaskID, WorkerID
 from framework._base.resources import out_of_group, to_floats
 from framework._runtime.context import current_task
 from framework._runtime.current import current
+from framework._service.blocking import outcome
 
 
 class RuntimeContext:
@@ -21,7 +22,7 @@ class RuntimeContext:
         """The id of the node that this process runs on."""
         runtime = current()
         if runtime.config.is_driver:
-            runtime.node_ready.result()
+            outcome(runtime.node_ready)
         return runtime.config.node_id.hex()
 
     def get_worker_id(self) -> str:

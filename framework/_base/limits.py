@@ -35,6 +35,7 @@ DIRECT_LATE: Final = 1000  #: the same, after an application's loop that reads w
 SPIN: Final = (
     100_000  #: nanoseconds for which an idle worker looks for its caller's next call, then it sleeps
 )
+SIGNAL_LOOK: Final = 0.5  #: seconds; how long a signal may be overlooked: see `_service.blocking`
 WAKE: Final = 60_000  #: nanoseconds that waking up may take
 DIRECT_DROPS: Final = 64  #: references that may be dropped before the loop is woken for them
 CONNECT_AGAIN: Final = 0.05  #: between attempts to reach an actor that lives

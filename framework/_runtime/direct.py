@@ -167,7 +167,8 @@ class Direct:
             end = None if timeout is None else time.monotonic() + timeout
             left = timeout
             while not entry.state:
-                if parking.wait(reading.fileno(), left):
+                look = limits.SIGNAL_LOOK if left is None else min(left, limits.SIGNAL_LOOK)
+                if parking.wait(reading.fileno(), look):
                     done = self._read(task, reading, turn)
                     if not done:
                         task.alone.shy = limits.DIRECT_AGAIN

@@ -82,7 +82,7 @@ class Groups:
         await self._register(self._known(group_id, spec), spec)
 
     def _known(self, group_id: bytes, spec: dict[str, Any]) -> GroupView:
-        """Any thread: it is known from now on. (Tasks that are put into it next may be taken in before what was
+        """Any thread: it is known from now on. (Tasks that are put into it may be taken in before what was
         posted.)"""
         view = GroupView(group_id)
         view.bundles = spec["bundles"]

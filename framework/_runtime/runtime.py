@@ -37,6 +37,7 @@ from framework._runtime.sites import call_site
 from framework._runtime.store import RuntimeStore
 from framework._runtime.streams import Streams
 from framework._runtime.submit import Submitter
+from framework._runtime.waiters import ThreadWaiter
 from framework._runtime.waiting import Waiting
 from framework._serial import values
 from framework._serial.errors import error_to_wire
@@ -309,16 +310,30 @@ class Runtime:
 
     def run_sync(self, coroutine: Coroutine[Any, Any, T], timeout: float | None = None) -> T:
         """Any thread but the loop's: run a coroutine on the loop and wait for it."""
-        future = asyncio.run_coroutine_threadsafe(coroutine, self.loop)
+        waiter = ThreadWaiter((), 0, False)
+        begun: list[asyncio.Task[T]] = []
+
+        def begin() -> None:
+            begun.append(task := self.loop.create_task(coroutine))
+            task.add_done_callback(done)
+
+        def done(task: asyncio.Task[T]) -> None:
+            task.cancelled() or task.exception()  # it is not to be logged where Ctrl-C has ended the waiting
+            waiter.wake()
+
+        self.loop.call_soon_threadsafe(begin)
         with self.waiting.blocked():
-            try:
-                return future.result(timeout)
-            except concurrent.futures.TimeoutError:
-                future.cancel()
-                raise TimeoutError from None
-            finally:
-                # The traceback of its exception names this frame: a circle would keep all that callers have.
-                del future
+            if not waiter.wait(timeout):
+                self.loop.call_soon_threadsafe(lambda: begun[0].cancel())
+                raise TimeoutError
+        task = begun.pop()
+        try:
+            if task.cancelled():
+                raise concurrent.futures.CancelledError
+            return task.result()
+        finally:
+            # The traceback of its exception names this frame: a circle would keep all that callers have.
+            del task
 
     async def await_on_loop(self, coroutine: Coroutine[Any, Any, T]) -> T:
         """From a coroutine on any loop: run another on the runtime's loop."""

@@ -24,6 +24,7 @@ from framework._net.listener import peer_uid
 from framework._runtime.waiters import mailbox_of
 from framework._serial import values
 from framework._serial.private import decode_private
+from framework._service.blocking import outcome
 from framework._service.mailbox import Mailbox
 from framework._store.arena import Arena, receive_arena
 from framework._store.client import StoreClient, View
@@ -84,7 +85,7 @@ class RuntimeStore:
             return await node.call(opcode, *fields)
 
         if self._runtime.node is None:
-            self._runtime.node_ready.result()
+            outcome(self._runtime.node_ready)
         return self._runtime.run_sync(call())
 
     def node_cast(self, opcode: int, *fields: object) -> None:
@@ -98,7 +99,7 @@ class RuntimeStore:
         it answers or ends."""
         if self._closed:
             raise self._runtime.dead or LocalNodeDiedError("the session has ended")
-        self._runtime.node_ready.result()
+        outcome(self._runtime.node_ready)
         try:
             with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
                 with short_path(os.path.join(self._runtime.socket_dir, "store")) as path:
@@ -277,7 +278,7 @@ class RuntimeStore:
                 coming.append(self._asked_for(wires[other]))
             view = None
             with self._runtime.waiting.blocked(), contextlib.suppress(Exception):  # reading it will tell
-                view = coming.popleft().result()
+                view = outcome(coming.popleft())
             yield position
             del view
 

@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TypeVar
 
+from framework._service.blocking import acquire
 from framework._service.mailbox import Mailbox
 from framework._state.objects import FAILED, Entry
 
@@ -102,9 +103,7 @@ class ThreadWaiter:
 
     def wait(self, timeout: float | None) -> bool:
         """Wait; False when the time ran out. Signals are handled meanwhile, in the main thread."""
-        if timeout is None:
-            return self._lock.acquire()
-        return self._lock.acquire(timeout=min(max(timeout, 0.0), threading.TIMEOUT_MAX))
+        return acquire(self._lock, timeout)
 
 
 class WaitSet:
@@ -146,8 +145,7 @@ class WaitSet:
                     self(entry)
             end = None if timeout is None else time.monotonic() + timeout
             while not done:
-                left = -1 if end is None else min(max(end - time.monotonic(), 0.0), threading.TIMEOUT_MAX)
-                woken = self._lock.acquire(timeout=left)
+                woken = acquire(self._lock, None if end is None else end - time.monotonic())
                 # Whoever woke us may have been on its way since the last turn.
                 done = len(remaining) <= self._stop_at
                 if not woken:

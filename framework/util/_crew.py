@@ -23,6 +23,7 @@ from concurrent.futures import Future
 from typing import Any
 
 import framework as fw
+from framework._service.blocking import patiently
 from framework.exceptions import TaskCancelledError, TaskError
 from framework.util._pool_worker import (
     SESSION_LOST,
@@ -174,7 +175,7 @@ class Crew:
     def wait(self, timeout: float | None = None) -> bool:
         """Until all calls are done; False when the time ran out."""
         with self._done:
-            return self._done.wait_for(lambda: not self._unfinished, timeout)
+            return patiently(lambda s: self._done.wait_for(lambda: not self._unfinished, s), timeout)
 
     # ---- workers -------------------------------------------------------------------------------------
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import os
 import signal
+import textwrap
 import time
 from pathlib import Path
 
@@ -185,6 +186,39 @@ def test_second_interrupt_forces_the_way_out(tmp_path: Path) -> None:
         finally:
             if str(node) in " ".join(framework_processes(tmp_path)):
                 os.kill(node, signal.SIGKILL)  # a stopped process ends by nothing else
+
+
+@pytest.mark.parametrize(
+    "waits",
+    [
+        "fw.get(r)",
+        "fw.get(r, timeout=60)",
+        "fw.get([r, slow.remote()])",
+        "fw.wait([r])",
+        "next(stream)",
+        "import asyncio; context._runtime.run_sync(asyncio.sleep(60))",
+    ],
+)
+def test_an_interrupt_that_does_not_wake_the_thread(waits: str, tmp_path: Path) -> None:
+    """As one that comes just before it falls asleep: here, as another thread has taken the signal."""
+    begin = """
+    @fw.remote(num_returns="streaming")
+    def items():
+        time.sleep(1000)
+        yield 1
+
+    import signal
+    r = slow.remote()
+    stream = items.remote()
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    ready()
+    """
+    with Driver(BEGIN + textwrap.dedent(begin) + waits, tmp_path) as driver:
+        driver.expect("READY")
+        driver.signal(signal.SIGINT)
+        assert driver.finish(5) == 128 + signal.SIGINT
+        assert "KeyboardInterrupt" in driver.text()
+        assert_clean(tmp_path)
 
 
 def test_shutdown_with_a_node_that_does_not_answer(tmp_path: Path) -> None:

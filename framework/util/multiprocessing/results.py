@@ -15,6 +15,7 @@ from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from framework._base.limits import POOL_IMAP_AHEAD
+from framework._service.blocking import patiently
 
 if TYPE_CHECKING:
     from framework.util.multiprocessing.pool import Pool
@@ -95,12 +96,12 @@ class AsyncResult(Generic[T]):
 
     def wait(self, timeout: float | None = None) -> None:
         """Block until it is ready, or `timeout` seconds have passed."""
-        self._event.wait(timeout)
+        patiently(self._event.wait, timeout)
 
     def get(self, timeout: float | None = None) -> T:
         """The result; raises what the call raised, `multiprocessing.TimeoutError` when it is not there in
         time."""
-        if not self._event.wait(timeout):
+        if not patiently(self._event.wait, timeout):
             raise TimeoutError
         if self._error is not None:
             raise self._error
