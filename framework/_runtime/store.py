@@ -118,7 +118,8 @@ class RuntimeStore:
 
     def put(self, object_id: bytes, encoded: values.Encoded, owner_ident: bytes, owner: str) -> list[Any]:
         """Write an encoded value into the store for the process `owner_ident`; its wire form."""
-        size = self.client.write(object_id, encoded.wire, self._owner_name(owner_ident, owner))
+        mine = owner_ident == self._runtime.worker_id
+        size = self.client.write(object_id, encoded.wire, self._owner_name(owner_ident, owner), mine)
         return values.stored(object_id, owner, size, values.nested_refs(encoded.wire), self.node_id)
 
     def _owner_name(self, ident: bytes, address: str) -> bytes:
@@ -304,7 +305,8 @@ class RuntimeStore:
         if not self.client.has_unsealed:
             return None
         name = self._owner_name(owner_ident, owner)
-        found = self.client.in_place(array, name, values.describe_array)
+        mine = owner_ident == self._runtime.worker_id
+        found = self.client.in_place(array, name, values.describe_array, mine)
         if found is None:
             return None
         object_id, size = found

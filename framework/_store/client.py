@@ -117,9 +117,9 @@ class StoreClient:
 
     # ---- writing -------------------------------------------------------------------------------------
 
-    def write(self, object_id: bytes, wire: Any, owner: bytes) -> int:
+    def write(self, object_id: bytes, wire: Any, owner: bytes, mine: bool = False) -> int:
         """Store an encoded value (wire form 0, or a bare pickle) under this id, for the process `owner`; the
-        size of its block.
+        size of its block. `mine`: that is this process, which keeps a view, as of what it has read.
 
         Raises `ObjectStoreFullError` and `OutOfDiskError`.
         """
@@ -153,7 +153,10 @@ class StoreClient:
             abort = partial(self._link.node_cast, m.STORE_ABORT, object_id, offset)
             abort() if copying is None else copying.abandon(abort)
             raise
-        self._link.node_cast(m.STORE_SEAL, object_id, offset, b"", False)
+        keep = mine and not small and time.monotonic() >= self._pressed_until
+        self._link.node_cast(m.STORE_SEAL, object_id, offset, b"", keep)
+        if keep:
+            self.arrived(object_id, offset, size)
         return size
 
     def _place(self, size: int) -> int:
@@ -368,13 +371,13 @@ class StoreClient:
         return base
 
     def in_place(
-        self, array: Any, owner: bytes, describe: Callable[[Any], bytes]
+        self, array: Any, owner: bytes, describe: Callable[[Any], bytes], mine: bool = False
     ) -> tuple[bytes, int] | None:
         """If `array` is exactly one that `reserve` gave, and no other array can write to it, seal it: (object
         id, size of its block). Else None: then it is copied, as any array.
 
         `owner`: the process that owns the object from now on. `describe(array)` returns the pickle that
-        describes the array around its data.
+        describes the array around its data. `mine`: see `write`.
         """
         import numpy as np
 
@@ -405,7 +408,13 @@ class StoreClient:
         array.flags.writeable = False
         base.flags.writeable = False
         layout.write_head(self._opened().memory(unsealed.offset, size), header, pickle_offset, pickled)
-        # The array that the user still holds is a view: it keeps the writer's pin until it is gone.
-        self._watch(unsealed.object_id, unsealed.offset, base)
+        # The array that the user still holds keeps the writer's pin until it is gone, by a view.
+        view = self._opened().base(unsealed.offset, size)
+        self._views[unsealed.object_id] = self._watch(unsealed.object_id, unsealed.offset, view)
+        refs = self._refs
+        holds = weakref.ref(base, lambda ref, view=view: refs.pop(id(ref), None))  # type: ignore[misc]
+        refs[id(holds)] = holds
         self._link.node_cast(m.STORE_SEAL, unsealed.object_id, unsealed.offset, owner, True)
+        if mine:
+            self._keep(unsealed.object_id, view)
         return unsealed.object_id, size

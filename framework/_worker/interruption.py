@@ -8,7 +8,7 @@ import threading
 import types
 
 from framework._net.takeover import Parking
-from framework._runtime.waiters import ThreadWaiter
+from framework._service import blocking
 from framework._worker import stdio
 
 
@@ -20,16 +20,17 @@ class Interrupt(KeyboardInterrupt):
 
 _OWN_CODE = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
 _TRANSPARENT = frozenset({contextlib.__file__, threading.__file__})
+_MADE_FOR_IT = frozenset({blocking.__file__, stdio.__file__})
 
 
 def may_interrupt(frame: types.FrameType | None) -> bool:
-    """Whether an exception may be raised here: in user code, in our waiting for objects and in the standard
-    streams (which are made for that), but not in the middle of our own bookkeeping, which it would leave half
+    """Whether an exception may be raised here: in user code, in our waiting and in the standard streams
+    (which are made for that), but not in the middle of our own bookkeeping, which it would leave half
     done.
     """
     while frame is not None:
         code = frame.f_code
-        if code in _OPEN or code.co_filename == stdio.__file__:
+        if code in _OPEN or code.co_filename in _MADE_FOR_IT:
             return True
         if code.co_filename.startswith(_OWN_CODE):
             return False
@@ -40,7 +41,7 @@ def may_interrupt(frame: types.FrameType | None) -> bool:
 
 
 #: Our own code in which it may strike: it is made for that.
-_OPEN: set[types.CodeType] = {ThreadWaiter.wait.__code__, Parking.wait.__code__}
+_OPEN: set[types.CodeType] = {Parking.wait.__code__}
 
 
 def open_to_interruption(code: types.CodeType) -> None:

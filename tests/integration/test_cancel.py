@@ -12,6 +12,7 @@ import pytest
 
 import framework as fw
 from framework.exceptions import TaskCancelledError, WorkerCrashedError
+from framework.util.multiprocessing import Pool
 from support.leaks import wait_until
 
 pytestmark = [pytest.mark.integration, pytest.mark.slow]
@@ -232,6 +233,44 @@ def test_printing_all_the_time(session: object, signs: Signs) -> None:
     signs.wait("started")
     fw.cancel(ref)
     assert_cancelled(ref)
+
+
+@pytest.mark.parametrize("how", ["get", "get several", "wait", "wait, with a timeout", "next", "a pool"])
+def test_waiting_for_what_does_not_come(session: object, signs: Signs, how: str) -> None:
+    @fw.remote(num_cpus=0)
+    def slow() -> None:
+        while "release" not in signs:
+            time.sleep(0.005)
+
+    @fw.remote(num_cpus=0)
+    def item() -> Iterator[None]:
+        while "release" not in signs:
+            time.sleep(0.005)
+        yield None
+
+    @fw.remote
+    def waits() -> None:
+        ref: Any = slow.remote()
+        stream: Any = item.remote()
+        signs.set("waits")
+        if how == "get":
+            fw.get(ref)
+        elif how == "get several":
+            fw.get([ref, slow.remote()])
+        elif how == "wait":
+            fw.wait([ref])
+        elif how == "wait, with a timeout":
+            fw.wait([ref], timeout=1e6)
+        elif how == "next":
+            next(stream)
+        else:
+            Pool(1).apply_async(time.sleep, (1e6,)).get()
+
+    ref = waits.remote()
+    signs.wait("waits")
+    fw.cancel(ref)
+    assert_cancelled(ref)
+    signs.set("release")
 
 
 def test_submitting_and_getting_all_the_time(session: object, signs: Signs) -> None:

@@ -140,6 +140,60 @@ def test_reading_again_asks_nobody(client: StoreClient, node: FakeNode) -> None:
     assert node.sent.count(m.STORE_PIN) == 1
 
 
+@pytest.mark.parametrize("how", ["copied", "in place"])
+def test_what_this_process_has_put_it_reads_without_asking(
+    client: StoreClient, node: FakeNode, how: str
+) -> None:
+    object_id = put(client, how)
+    assert read(client, object_id)[7] == 7 and m.STORE_PIN not in node.sent
+    assert node.state.stats["pins"] == 1
+    value = read(client, object_id)
+    client.free([object_id])
+    assert value[7] == 7 and node.state.stats["objects"] == 1
+    del value
+    client.drain()
+    assert node.state.stats["pins"] == 0 and node.state.stats["objects"] == 0
+    assert not client._refs and not client._views
+
+
+@pytest.mark.parametrize("how", ["copied", "in place"])
+def test_what_was_put_is_not_kept_where_memory_is_short(
+    client: StoreClient, node: FakeNode, how: str
+) -> None:
+    before = put(client, how)
+    client.recall([])
+    assert node.state.stats["pins"] == 0
+    after = put(client, how)
+    client.drain()
+    assert node.state.stats["pins"] == 0
+    assert read(client, before)[7] == read(client, after)[7] == 7
+
+
+def test_an_array_that_was_put_in_place_pins_it_as_long_as_it_is_used(
+    client: StoreClient, node: FakeNode
+) -> None:
+    array = client.reserve(b"a" * 28, 3 * MIB, OWNER).view(np.int8)
+    array[:] = 7
+    assert client.in_place(array, OWNER, values.describe_array, mine=True) is not None
+    client.free([b"a" * 28])
+    assert node.state.stats["pins"] == 1 and array.sum() == 7 * 3 * MIB
+    del array
+    client.drain()
+    assert node.state.stats["pins"] == 0 and node.state.stats["objects"] == 0
+
+
+def put(client: StoreClient, how: str) -> bytes:
+    object_id = next(_ids).to_bytes(28, "big")
+    if how == "copied":
+        array = np.arange(400_000)
+        client.write(object_id, values.encode(array, where="a test").wire, OWNER, mine=True)
+    else:
+        array = client.reserve(object_id, 3_200_000, OWNER).view(np.int64)
+        array[:] = np.arange(400_000)
+        assert client.in_place(array, OWNER, values.describe_array, mine=True) is not None
+    return object_id
+
+
 def test_the_last_view_takes_the_pin_along(client: StoreClient, node: FakeNode) -> None:
     object_id = stored(client, np.arange(100_000))
     view = read(client, object_id)[10:20].reshape(2, 5)
