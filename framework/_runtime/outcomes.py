@@ -373,13 +373,15 @@ class Outcomes:
                 self._objects.fail(entry, error)
             else:
                 self._objects.complete(entry, error)
+        if task.entries and all(entry.freed for entry in task.entries) and self._runtime.dead is None:
+            self._runtime.unhandled(task.entries[0])  # (else it is looked at, or said when they are freed)
 
     def _unseen(self, error: Any) -> None:
         """A task without returns has failed: nobody can ever look at that."""
         entry = Entry(b"")
         entry.value = error
         entry.state = FAILED
-        self._runtime._unhandled(entry)
+        self._runtime.unhandled(entry)
 
     def lost(self, task: TaskRecord, error: BaseException) -> None:
         """Whoever ran it is gone: that is what became of it, unless it was being cancelled anyway."""

@@ -459,7 +459,7 @@ class Runtime:
         for entry in entries:
             state = entry.state
             if state == FAILED and not entry.seen:
-                self._unhandled(entry)
+                self.unhandled(entry)
             if type(entry.value) is list:
                 self.discard(entry.value)
             for table in streams:
@@ -476,8 +476,10 @@ class Runtime:
         if type(wire) is list and wire[0] == values.FORM_STORED:
             self.store.free(wire)
 
-    def _unhandled(self, entry: Entry) -> None:
-        entry.seen = True
+    def unhandled(self, entry: Entry) -> None:
+        """On the loop: nobody can look at this failure any more: it is logged."""
+        if entry.seen:
+            return
         error = self.objects.error(entry)
         if (
             not self.config.is_driver

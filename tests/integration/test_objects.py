@@ -18,6 +18,7 @@ import threading
 import time
 import weakref
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -742,3 +743,26 @@ def test_unhandled_errors_are_logged_once(session: object, caplog: pytest.LogCap
     assert caplog.text.count("nobody looked at its result") == 2
     assert "raise ValueError(text)" in caplog.text
     assert "seen" in caplog.text and "ValueError: seen" not in caplog.text
+
+
+@pytest.mark.parametrize("returns", [1, 2])
+def test_an_error_of_a_task_that_nobody_waits_for_any_more(
+    session: object, caplog: pytest.LogCaptureFixture, tmp_path: Path, returns: int
+) -> None:
+    go = tmp_path / "go"
+
+    @fw.remote(num_returns=returns)
+    def fail() -> None:
+        wait_until(go.exists)
+        raise ValueError("too late for everybody")
+
+    refs = [fail.remote()] if returns == 1 else fail.remote()
+    ids = {ref.binary() for ref in refs}
+    del refs
+    table = current().objects.table
+    wait_until(
+        lambda: all(table.get(object_id) is None for object_id in ids), what="the end of the references"
+    )
+    go.touch()
+    wait_until(lambda: "too late for everybody" in caplog.text, what="the log")
+    assert caplog.text.count("nobody looked at its result") == 1
