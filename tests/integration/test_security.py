@@ -29,10 +29,12 @@ import framework as fw
 from framework._base import limits
 from framework._base.cluster import ClusterFacts
 from framework._net import tls
+from framework._runtime.current import current
 from framework._wire import messages as m
 from framework._wire.handshake import ClientHandshake
 from framework.cluster_utils import Cluster
 from framework.exceptions import AuthenticationError, ConnectionFailedError
+from framework.util.state import why_pending
 from support.attacks import ANSWER, ATTACKS, opened, stranger, talk
 from support.clusters import certificate
 from support.hostile import (
@@ -108,10 +110,13 @@ class World:
 
     def serves(self) -> None:
         """The same processes do their work."""
-        assert fw.get([double.remote(1), double.options(resources={"far": 1}).remote(2)], timeout=30) == [
-            2,
-            4,
-        ]
+        refs = [double.remote(1), double.options(resources={"far": 1}).remote(2)]
+        try:
+            assert fw.get(refs, timeout=30) == [2, 4]
+        except fw.exceptions.GetTimeoutError:
+            logs = Path(current().session_dir).parent.glob("*/logs/*.log")
+            said = "\n".join(f"{log}: {log.read_text(errors='replace')[-5000:]}" for log in logs)
+            pytest.fail(f"{[why_pending(ref) for ref in refs]}\n{said}")
         assert fw.get([actor.pid.remote() for actor in self.actors], timeout=30) == self.pids
         new = Resident.options(resources={"far": 1}).remote()  # the head, and both nodes, have a part in it
         assert fw.get(new.pid.remote(), timeout=30) not in self.pids
