@@ -88,6 +88,7 @@ RETIRED_LOOKS: Final = 20  #: and after so many looks, ...
 RETIRED_SELDOM: Final = 0.25  #: ... so often
 NODE_START_TIMEOUT: Final = 60.0
 DESCRIPTORS_WANTED: Final = 65_536  #: the soft limit of open files is raised to this, as Ray does
+REGISTERING: Final = 0.5  #: how long `kill` waits until owners know of what this process has borrowed
 EXIT_GRACE: Final = 1.0  #: between asking a process to end and killing it
 CANCEL_GRACE: Final = 5.0  #: between interrupting a task whose time is up and killing its worker
 DEATH_VERDICT_TIMEOUT: Final = 5.0  #: how long an owner waits for the node to name a worker's cause of death

@@ -393,7 +393,9 @@ class Actors:
         return self.runtime.head_link.request(*asked)
 
     async def kill_and_wait(self, actor_id: bytes, no_restart: bool, reason: str) -> None:
-        """The same; returns when the head has heard of it."""
+        """The same; returns when the head has heard of it. What the actor has given to this process is not
+        lost with it, unless it owns that: whoever does knows first that it is borrowed here, too."""
+        await self.runtime.objects.all_registered(limits.REGISTERING)
         await self.kill(actor_id, no_restart, reason)
 
     def _remember(self, actor_id: bytes, asked: tuple[Any, ...]) -> None:

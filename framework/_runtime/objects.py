@@ -22,6 +22,7 @@ has arrived, and the receiver may be about to register.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import threading
 from collections import deque
@@ -295,6 +296,14 @@ class Objects:
         self.drain_drops()
         self._register([entry for entry in list(self._provisional) if entry.local > 0])
         self._when_registered(then)
+
+    async def all_registered(self, timeout: float) -> None:
+        """Loop: until the owners of all that this process has borrowed know of it, or so many seconds are
+        over."""
+        known = asyncio.Event()
+        self._register_kept(known.set)
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(known.wait(), timeout)
 
     def register_used(self) -> None:
         """A caller is out of sight, who keeps what is in the arguments of its calls: it may not do so any

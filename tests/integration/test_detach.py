@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
+import threading
 import warnings
 from typing import Any
 
@@ -49,6 +51,43 @@ def test_it_outlives_its_owner_and_is_freed_with_its_last_reference(session: obj
     assert fw.get(kept_small) == "small"
     del array, inner, large, small, ref, kept_large, kept_small
     wait_until(lambda: store_stats()["objects"] == store_stats()["pins"] == 0)
+
+
+@fw.remote(num_cpus=0)
+class Keeper:
+    def make(self) -> list[Any]:
+        return [fw.put("kept")]
+
+
+@fw.remote(num_cpus=0)
+class Holder:
+    """Has what another one owns."""
+
+    def pids(self) -> tuple[int, int]:
+        keeper: Any = Keeper.options(lifetime="detached", name="keeper").remote()
+        (self.ref,) = fw.get(keeper.make.remote())
+        return os.getpid(), fw.get(keeper.__ray_call__.remote(lambda self: os.getpid()))
+
+    def give(self) -> list[Any]:
+        return [self.ref]
+
+
+def test_what_an_actor_has_given_outlives_its_kill(session: object) -> None:
+    """Whoever owns it does not know yet that it is borrowed here."""
+    holder = Holder.remote()
+    pid, owner = fw.get(holder.pids.remote())
+    os.kill(owner, signal.SIGSTOP)
+    again = threading.Timer(0.2, os.kill, (owner, signal.SIGCONT))
+    try:
+        (ref,) = fw.get(holder.give.remote())
+        again.start()
+        fw.kill(holder)
+        wait_until(lambda: not alive(pid))
+        assert fw.get(ref, timeout=10) == "kept"
+    finally:
+        again.cancel()
+        os.kill(owner, signal.SIGCONT)
+        fw.kill(fw.get_actor("keeper"))
 
 
 def test_own_values_results_and_what_is_not_there_yet(session: object) -> None:
