@@ -13,7 +13,7 @@ from framework._base.signature import CallSignature
 from framework._runtime.current import current, here
 from framework._serial.functions import dump_function
 from framework._serial.values import encode
-from framework._state.tasks import DYNAMIC, STREAMING, Template
+from framework._state.tasks import DEFAULT_WINDOW, DYNAMIC, STREAMING, Template
 from framework._strategies import check_fits, inherited, strategy_wire, units_there
 from framework.object_ref import ObjectRef, ObjectRefGenerator, ref_in
 
@@ -246,9 +246,7 @@ def environment(runtime_env: dict[str, Any] | None, runtime: Any) -> dict[str, s
 
 def window_of(window: int | None) -> int:
     """The option `generator_window`, with its default."""
-    from framework._base.limits import STREAM_WINDOW
-
-    return STREAM_WINDOW if window is None else window
+    return DEFAULT_WINDOW if window is None else window
 
 
 class RemoteDecorator(Protocol):

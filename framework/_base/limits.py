@@ -69,7 +69,9 @@ MAX_PENDING_PER_ACTOR_CONNECTION: Final = 10_000
 STREAM_CLOSE_GRACE: Final = 1.0  #: between asking a producer to stop at its next item and interrupting it
 ITEMS_IN_FRAME: Final = 32  #: items of a generator that are sent in one frame at most
 LEND_AFTER: Final = 0.001  #: seconds that a generator waits for its consumer before it lends its CPUs out
-STREAM_WINDOW: Final = 64  #: items that a generator task may run ahead of its consumer
+STREAM_WINDOW: Final = 64  #: items that a generator task may run ahead of its consumer, by default
+STREAM_BURST: Final = 1024  #: the same, while they are small and follow quickly on each other
+QUICK_ITEM_NS: Final = 50_000  #: nanoseconds per item that count as quick
 
 # --- pools -----------------------------------------------------------------------------------------
 POOL_IMAP_AHEAD: Final = 8  #: chunks per process that `Pool.imap` reads and keeps ahead of its consumer

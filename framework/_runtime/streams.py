@@ -288,7 +288,10 @@ class Streams:
                 return None
             stream.taken += 1
             ref = stream.items.popleft()
-        if (stream.taken - stream.granted) * 2 >= stream.window >= 0:
+        owed = stream.taken - stream.granted  # see `StreamState.owed`
+        if owed * 2 >= stream.window >= 0 and (
+            len(stream.items) <= stream.window or owed * 4 >= stream.burst
+        ):
             self._send_credit(task)
         return ref
 

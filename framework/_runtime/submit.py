@@ -29,7 +29,16 @@ from framework._serial import values
 from framework._state.leases import KeyState, Lease
 from framework._state.objects import FAILED, Entry
 from framework._state.streams import StreamState
-from framework._state.tasks import DYNAMIC, QUEUED, SENT, STREAMING, WAITING, TaskRecord, Template
+from framework._state.tasks import (
+    DEFAULT_WINDOW,
+    DYNAMIC,
+    QUEUED,
+    SENT,
+    STREAMING,
+    WAITING,
+    TaskRecord,
+    Template,
+)
 from framework._wire.codec import new_packer
 
 if TYPE_CHECKING:
@@ -170,8 +179,16 @@ class Submitter(Outcomes):
     def _several(self, task: TaskRecord, task_id: bytes, returns: int, window: int, site: Any) -> None:
         """Any thread: the entries of a task that has not just one result."""
         if returns == STREAMING or returns == DYNAMIC:
-            task.stream = StreamState(window if returns == STREAMING else -1)
-            task.extra = {**(task.extra or {}), "window": task.stream.window}
+            if returns == DYNAMIC:
+                stream = StreamState(-1)
+            elif window == DEFAULT_WINDOW:
+                stream = StreamState(limits.STREAM_WINDOW, limits.STREAM_BURST)
+            else:
+                stream = StreamState(window)
+            task.stream = stream
+            task.extra = {**(task.extra or {}), "window": stream.window}
+            if stream.burst:
+                task.extra["burst"] = stream.burst
             returns = 1
         numbers = self._numbers
         if len(numbers) < returns <= limits.RETURNS_KNOWN:

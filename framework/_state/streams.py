@@ -1,8 +1,13 @@
-"""A stream as its consumer sees it: items that have arrived, those taken, and credits for the producer.
+"""A stream as its consumer sees it: items that have arrived, those taken, and credits for the producer
+(`StreamState`); and the producer's use of them (`Credits`).
 
 Credits bound how far the producer runs ahead: it may have made `window` items more than were taken. Each item
 taken gives one credit back; credits are returned in lots of half a window, so that a fast consumer does not
 send a frame per item.
+
+Where nobody has asked for a certain window, a producer whose items are small and come quickly may borrow: it
+then runs up to `burst` items ahead, since a window that is made in less time than a credit takes to come back
+would have both sides wait for each other most of the time.
 
 Every attempt of a task begins anew, with the credits of its window: it makes the items again that were taken
 from an earlier attempt, and gets a credit for each, once its first item has shown that it runs.
@@ -14,12 +19,15 @@ from collections import deque
 from collections.abc import Sequence
 from typing import Any
 
+from framework._base import limits
+
 
 class StreamState:
     """One stream. `items` holds references of items that nobody has taken yet."""
 
     __slots__ = (
         "arrived",
+        "burst",
         "closed",
         "finished",
         "granted",
@@ -30,8 +38,9 @@ class StreamState:
         "window",
     )
 
-    def __init__(self, window: int) -> None:
+    def __init__(self, window: int, burst: int = 0) -> None:
         self.window = window  #: -1: unbounded
+        self.burst = burst  #: how far a quick producer may run ahead; 0: no further than others
         self.items: deque[Any] = deque()
         self.arrived = 0  #: items received so far, over all attempts of the task
         self.taken = 0
@@ -88,7 +97,11 @@ class StreamState:
         if self.window < 0 or self.finished or self.closed or not self.running:
             return 0
         owed = self.taken - self.granted
-        return owed if owed > 0 and owed * 2 >= self.window else 0
+        if owed <= 0 or owed * 2 < self.window:
+            return 0
+        if len(self.items) > self.window and owed * 4 < self.burst:
+            return 0  # it has borrowed, and so much is here: larger lots will do
+        return owed
 
     def credits_due(self) -> int:
         """The same; they count as given."""
@@ -100,3 +113,40 @@ class StreamState:
     def ended(self) -> bool:
         """There is no next item, and there never will be one."""
         return self.closed or (self.finished and not self.items)
+
+
+class Credits:
+    """What the producer of one attempt may make. Times are in nanoseconds, of any clock."""
+
+    __slots__ = ("_given", "_granted", "_judged", "_loan", "_lot", "_most", "_quick", "_window")
+
+    def __init__(self, window: int, burst: int = 0) -> None:
+        self._window = window
+        self._granted = window  #: credits that were given and not yet used
+        self._most = max(0, burst - window)  #: that may be borrowed
+        self._loan = 0
+        self._lot = 0  #: how many items may be made since
+        self._given = 0  #: this time
+        self._judged = True  #: it is known whether the last lot was made quickly
+        self._quick = False
+
+    def grant(self, credits: int) -> None:
+        """The consumer has taken items."""
+        self._granted += credits
+
+    def take(self, now: int, small: bool) -> int:
+        """All items that may be made now; they count as made. 0: it has to wait for credits. To be called
+        when those of the last time have been made. `small`: all of these were."""
+        if not self._judged:
+            self._judged = True
+            self._quick = small and now - self._given <= self._lot * limits.QUICK_ITEM_NS
+        repaid = min(self._loan, self._granted)
+        self._loan -= repaid
+        lot = self._granted - repaid
+        self._granted = 0
+        if not lot and self._quick:
+            lot = min(self._window, self._most - self._loan)
+            self._loan += lot
+        if lot:
+            self._lot, self._given, self._judged = lot, now, False
+        return lot

@@ -11,6 +11,8 @@ T = TypeVar("T")
 STREAMING = -1
 DYNAMIC = -2
 
+DEFAULT_WINDOW = 0  #: of a stream for which nobody has asked for another
+
 WAITING = 0  #: for the values of its arguments
 QUEUED = 1  #: for a worker
 SENT = 2

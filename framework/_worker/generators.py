@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import sys
 import threading
+import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from framework._base import limits
 from framework._net.connection import Connection
+from framework._state.streams import Credits
 from framework._state.tasks import DYNAMIC
 from framework._worker.items import Items
 from framework._worker.templates import ExecTemplate
@@ -36,7 +38,6 @@ class Producer:
         "_only",
         "_template",
         "_unique",
-        "_unbounded",
         "_wake",
     )
 
@@ -49,15 +50,15 @@ class Producer:
         extra: dict[str, Any] | None,
         call: Callable[[int, Any, list[Any], dict[str, Any]], Any],
     ) -> None:
-        window = (extra or {}).get("window", -1)
+        given = extra or {}
+        window = given.get("window", -1)
         self._executor = executor
         self._call = call  #: how user code is called where this runs: it may be interrupted there
         self._connection = connection
         self._template = template
         self._unique = unique
-        self._unbounded = window < 0
-        self._credits = window
-        #: credits that the generator's thread has for itself: only it looks at them
+        self._credits = Credits(window, given.get("burst", 0)) if window >= 0 else None
+        #: items that the generator's thread may make before it asks for more: only it looks at them
         self._ahead = sys.maxsize if window < 0 else 0
         self._index = 0
         self._items = Items(executor, connection, template, unique)
@@ -83,7 +84,8 @@ class Producer:
     def credit(self, credits: int) -> None:
         """The consumer has taken items."""
         with self._wake:
-            self._credits += credits
+            if self._credits is not None:
+                self._credits.grant(credits)
             self._notify()
 
     def _drained(self) -> None:
@@ -116,10 +118,9 @@ class Producer:
         if self._connection.full:
             self._connection.when_drained(self._drained)
             return False
-        if self._unbounded:
-            return True
-        self._ahead += self._credits
-        self._credits = 0
+        if self._ahead <= 0 and self._credits is not None:
+            self._ahead = self._credits.take(time.monotonic_ns(), self._items.small)
+            self._items.small = True
         if self._ahead <= 0:
             return False
         self._ahead -= 1

@@ -42,6 +42,7 @@ class Items:
         "_template",
         "_unique",
         "_waiting",
+        "small",
     )
 
     def __init__(
@@ -57,6 +58,7 @@ class Items:
         self._last = 0  #: when something was sent, in nanoseconds
         self._looking = False  #: the loop is going to look
         self._lock = threading.Lock()
+        self.small = True  #: all that were added lately waited for company
 
     def add(self, index: int, item: Any) -> None:
         """An item, which follows on the last one."""
@@ -87,6 +89,7 @@ class Items:
         self._send_alone(index, wire, refs)
 
     def _send_alone(self, index: int, wire: Any, refs: list[Any]) -> None:
+        self.small = False
         connection = self._connection
         if refs:
             self._executor.runtime.objects.hold(connection, self._unique, index + 2, refs)

@@ -322,8 +322,42 @@ def test_the_producer_is_bounded(session: object, record: Record, function: Any,
     assert record.made() == 1000
 
 
-def test_the_default_window(session: object, record: Record) -> None:
-    generator = recorded.remote(1000, *record.arguments)
+@fw.remote
+def recorded_large(n: int, progress: str, ended: str) -> Iterator[bytes]:
+    with open(progress, "ab", buffering=0) as file:
+        for i in range(n):
+            file.write(b".")
+            yield bytes([i % 256]) * 2000
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("function", [recorded, arecorded], ids=["plain", "async"])
+def test_the_default_window_of_quick_small_items(session: object, record: Record, function: Any) -> None:
+    generator = function.remote(5000, *record.arguments)
+    # (Where others have the processor meanwhile, it may look slow: then it stays behind that.)
+    assert 64 <= record.settled() <= 1024
+    assert take(generator, 1500) == list(range(1500))
+    assert record.settled() <= 1500 + 1024
+    assert rest(generator) == list(range(1500, 5000))
+
+
+def test_the_default_window_of_large_items(session: object, record: Record) -> None:
+    generator = recorded_large.remote(1000, *record.arguments)
+    assert record.settled() == 64
+    generator.close()
+
+
+@pytest.mark.slow
+def test_the_default_window_of_slow_items(session: object, record: Record) -> None:
+    @fw.remote
+    def slow(progress: str) -> Iterator[int]:
+        with open(progress, "ab", buffering=0) as file:
+            for i in range(1000):
+                time.sleep(0.001)
+                file.write(b".")
+                yield i
+
+    generator = slow.remote(record.arguments[0])
     assert record.settled() == 64
     generator.close()
 

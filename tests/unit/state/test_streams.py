@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from framework._state.streams import StreamState
+from framework._base import limits
+from framework._state.streams import Credits, StreamState
 
 
 class Producer:
@@ -142,3 +143,96 @@ def test_bounded_complete_and_live_whatever_happens(window: int, steps: list[str
         assert stream.items, "the producer waits for credits, the consumer for items"
         take()
     assert taken == list(range(len(taken)))
+
+
+# ---- a producer that may borrow ---------------------------------------------------------------------------
+
+SLOW = limits.QUICK_ITEM_NS + 1
+
+
+def use_up(credits: Credits, now: int, per_item: int, small: bool = True) -> tuple[int, int]:
+    """All that may be made, one after the other, until it has to wait: how many, and when that is."""
+    made = 0
+    while lot := credits.take(now, small):
+        made += lot
+        now += lot * per_item
+    return made, now
+
+
+def test_slow_or_large_items_have_the_window_alone() -> None:
+    assert use_up(Credits(4, 32), 0, SLOW)[0] == 4
+    assert use_up(Credits(4, 32), 0, 0, small=False)[0] == 4
+    assert use_up(Credits(4), 0, 0)[0] == 4, "nobody may borrow where a window was asked for"
+
+
+def test_quick_small_items_may_be_borrowed() -> None:
+    credits = Credits(4, 32)
+    made, now = use_up(credits, 0, limits.QUICK_ITEM_NS)
+    assert made == 32
+    now += 10**9  # what it waits for its consumer is not its own time
+    credits.grant(8)
+    assert use_up(credits, now, 0)[0] == 8
+
+
+def test_who_has_become_slow_pays_back_first() -> None:
+    credits = Credits(4, 32)
+    assert credits.take(0, True) == 4
+    assert credits.take(0, True) == 4, "borrowed"
+    assert credits.take(8 * SLOW, True) == 0
+    credits.grant(3)
+    assert credits.take(9 * SLOW, True) == 0
+    credits.grant(3)
+    assert credits.take(10 * SLOW, True) == 2
+
+
+def test_larger_lots_while_much_is_here() -> None:
+    stream = StreamState(4, 32)
+    for index in range(20):
+        stream.add(index, index)
+    due = []
+    for _ in range(20):
+        stream.take()
+        due.append(stream.credits_due())
+    assert due == [0] * 7 + [8] + [0] * 7 + [8, 0, 2, 0, 2]
+
+
+@given(
+    window=st.integers(1, 10),
+    burst=st.integers(0, 100),
+    lots=st.lists(st.tuples(st.integers(0, 2 * SLOW), st.booleans(), st.integers(0, 60)), max_size=100),
+)
+def test_borrowing_is_bounded_and_live(window: int, burst: int, lots: list[tuple[int, bool, int]]) -> None:
+    """Producer and consumer with everything in between taken as it comes: per lot the time of an item,
+    whether items are small, and how many the consumer takes then."""
+    stream = StreamState(window, burst)
+    credits = Credits(window, burst)
+    now = made = taken = 0
+    small = True
+
+    def take(count: int) -> None:
+        nonlocal taken
+        for _ in range(count):
+            if stream.take() is None:
+                break
+            taken += 1
+            credits.grant(stream.credits_due())
+
+    for per_item, next_small, count in lots:
+        lot = credits.take(now, small)
+        small = next_small
+        for _ in range(lot):
+            stream.add(made, made)
+            made += 1
+        now += lot * per_item
+        assert made <= taken + max(window, burst), "too far ahead"
+        take(count)
+    for _ in range(300):  # and it goes on for ever, though it is slow
+        lot = credits.take(now, small)
+        for _ in range(lot):
+            stream.add(made, made)
+            made += 1
+        now += (lot + 1) * SLOW
+        assert stream.items, "the producer waits for credits, the consumer for items"
+        take(1)
+    take(len(stream.items))
+    assert taken == made
