@@ -33,8 +33,9 @@ DIRECT_AFTER: Final = 3  #: lone frames on a connection, before threads read it 
 DIRECT_AGAIN: Final = 16  #: the same, after a thread has met what it cannot deal with
 DIRECT_LATE: Final = 1000  #: the same, after an application's loop that reads was found blocked
 SPIN: Final = (
-    100_000  #: nanoseconds for which an idle worker looks for its caller's next call, then it sleeps
+    100_000  #: nanoseconds for which an idle worker looks for its next call, and a loop for an answer
 )
+SPIN_AGAIN: Final = 1024  #: answers, at most, for which a loop that has looked in vain does not do so again
 SIGNAL_LOOK: Final = 0.5  #: seconds; how long a signal may be overlooked: see `_service.blocking`
 WAKE: Final = 60_000  #: nanoseconds that waking up may take
 DIRECT_DROPS: Final = 64  #: references that may be dropped before the loop is woken for them

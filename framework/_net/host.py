@@ -11,6 +11,9 @@ two (`Reading.take`, `Reading.recall`). For that its connections are in an epoll
 descriptor that the application's loop sees. That loop may therefore be blocked, stopped or closed at any
 time, and nobody needs it to get a connection back: whoever waits, or sends, in another thread does so at once
 where it knows of it, and the runtime's tick in any case.
+
+To be woken takes longer than a short call. So where answers have come soon, the loop does not sleep at once
+(`Host.expect`): it goes on turning for a moment, in which everything else that it has to do happens as ever.
 """
 
 from __future__ import annotations
@@ -19,12 +22,14 @@ import asyncio
 import contextlib
 import contextvars
 import select
+import time
 import weakref
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from framework._base import limits
 from framework._net.takeover import Reading, Turn
+from framework._state.looking import Looking
 
 if TYPE_CHECKING:
     from framework._net.connection import Connection
@@ -54,7 +59,16 @@ class Host:
     `add`, `remove` and `close` are for any thread.
     """
 
-    __slots__ = ("__weakref__", "_deal", "_epoll", "_stays", "loop")
+    __slots__ = (
+        "__weakref__",
+        "_context",
+        "_deal",
+        "_epoll",
+        "_expectation",
+        "_looking",
+        "_stays",
+        "loop",
+    )
 
     def __init__(self, loop: asyncio.AbstractEventLoop, deal: Callable[[Stay], bool]) -> None:
         """In the loop. OSError, NotImplementedError: it cannot be had."""
@@ -62,11 +76,35 @@ class Host:
         self._deal = deal
         self._stays: dict[int, Stay] = {}
         self._epoll = select.epoll()
+        self._expectation = Looking()
+        self._looking = False  #: the loop is kept from sleeping
+        self._context = contextvars.Context()
         self._listen(loop)
 
     def _listen(self, loop: asyncio.AbstractEventLoop) -> None:
         # What is called here belongs to nobody: not in the context of whoever happened to be the first.
         contextvars.Context().run(loop.add_reader, self._epoll.fileno(), self._on_ready)
+
+    def expect(self) -> None:
+        """In the loop: somebody awaits what may come soon. If it is worth while, the loop does not sleep at
+        once."""
+        if self._expectation.expects(time.monotonic_ns()) and not self._looking:
+            self._looking = True
+            self._turn_again()
+
+    def _look(self) -> None:
+        if self._expectation.goes_on(time.monotonic_ns()):
+            self._turn_again()
+        else:
+            self._looking = False
+
+    def _turn_again(self) -> None:
+        loop = self.loop()
+        if loop is not None:
+            loop.call_soon(self._look, context=self._context)
+
+    def _has_come(self) -> None:
+        self._expectation.has_come(time.monotonic_ns())
 
     @property
     def is_over(self) -> bool:
@@ -79,6 +117,11 @@ class Host:
         """Whether the loop is being run at present."""
         loop = self.loop()
         return loop is not None and loop.is_running()
+
+    @property
+    def reads(self) -> bool:
+        """Whether it has anything to read."""
+        return bool(self._stays)
 
     def add(self, fd: int, stay: Turn) -> bool:
         """Look at it from now on. (Again is no harm.) False: no room."""
@@ -111,13 +154,14 @@ class Host:
         if len(stays) == 1:  # as it is mostly: no need to ask which
             for stay in list(stays.values()):
                 if self._deal(stay):
+                    self._has_come()
                     return
         for fd, _ in self._epoll.poll(0, _TURN):
             known = stays.get(fd)
             if known is None or known.reading.turn is not known:
                 self._clear(fd)
-            else:
-                self._deal(known)
+            elif self._deal(known):
+                self._has_come()
 
     def _clear(self, fd: int) -> None:
         """Somebody was interrupted while they took it away from here."""

@@ -260,6 +260,8 @@ class Direct:
             turn = shared.turn if shared is not None else None
             if turn is None or turn.host is None or turn.host.loop() is not loop:
                 self.read_here(task.alone, loop)
+            else:
+                turn.host.expect()
         elif self.hosting:
             self.leave(entry)
 
@@ -275,6 +277,12 @@ class Direct:
             host = self._host(loop)
             if host is not None:
                 reading.take(Stay(host, connection, reading))
+
+    def expect_more(self, loop: asyncio.AbstractEventLoop) -> None:
+        """On an application's loop that has answered what it had read: the next call may come soon."""
+        host = self._hosts.get(loop)
+        if host is not None and host.reads:
+            host.expect()
 
     def _host(self, loop: asyncio.AbstractEventLoop) -> Host | None:
         try:

@@ -416,6 +416,8 @@ class ActorHost:
         self, connection: Connection, template: ExecTemplate, context: TaskContext, task: asyncio.Task[Any]
     ) -> None:
         self._tasks.discard(task)
+        if not self._tasks and self._loop is not None:
+            self._runtime.direct.expect_more(self._loop)
         executor, unique = self._executor, context.unique
         if executor.async_tasks.pop(unique, None) is None:
             return

@@ -22,6 +22,7 @@ from framework._base import limits
 from framework._net import takeover
 from framework._net.host import Host, Stay
 from framework._net.takeover import Turn
+from framework._state.looking import Looking
 from framework._wire.codec import DECODE_ERRORS, unpack_frame
 from support.shared_reading import Shared, readable, wait_for
 
@@ -440,3 +441,86 @@ def test_order_whoever_reads(shared: Shared, app: App, seed: int) -> None:
         app.turns()
     assert shared.frames == list(range(count))
     assert readable(shared.reading) is False
+
+
+# ---- staying awake -----------------------------------------------------------------------------------------
+
+
+def counted_turns(app: App, monkeypatch: pytest.MonkeyPatch) -> list[None]:
+    """Grows with each look, while the loop is kept from sleeping."""
+    looks: list[None] = []
+    goes_on = Looking.goes_on
+
+    def counted(self: Looking, now: int) -> bool:
+        looks.append(None)
+        return goes_on(self, now)
+
+    monkeypatch.setattr(Looking, "goes_on", counted)
+    return looks
+
+
+def test_a_loop_stays_awake_for_what_comes_soon(
+    shared: Shared, app: App, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limits, "SPIN", 10**10)
+    looks = counted_turns(app, monkeypatch)
+    assert app.take()
+    app.on_loop(app.host.expect)
+    shared.send(0)
+    wait_for(lambda: shared.frames == [0])
+    assert not looks, "nothing has come soon before"
+    for number in range(1, 4):
+        before = len(looks)
+        app.on_loop(app.host.expect)
+        wait_for(lambda before=before: len(looks) > before + 10)
+        shared.send(number)
+        wait_for(lambda number=number: len(shared.frames) == number + 1)
+        app.turns()
+        after = len(looks)
+        app.turns()
+        assert len(looks) == after, "it sleeps again"
+    assert app.by_host == 4 and not shared.by_loop
+
+
+def test_a_loop_does_not_stay_awake_for_long(
+    shared: Shared, app: App, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limits, "SPIN", 10**10)
+    looks = counted_turns(app, monkeypatch)
+    assert app.take()
+    app.on_loop(app.host.expect)
+    shared.send(0)
+    wait_for(lambda: shared.frames == [0])
+    monkeypatch.setattr(limits, "SPIN", 10**6)
+    app.on_loop(app.host.expect)
+    wait_for(lambda: not app.host._looking)
+    assert looks
+    before = len(looks)
+    app.on_loop(app.host.expect)
+    app.turns()
+    assert len(looks) == before, "it was in vain"
+    shared.send(1)
+    wait_for(lambda: shared.frames == [0, 1])
+
+
+def test_loops_stay_awake_in_several_threads(new_loop: NewLoop, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "SPIN", 10**10)
+    pairs = []
+    try:
+        for _ in range(3):
+            shared = Shared(new_loop)
+            app = App(new_loop, shared)
+            pairs.append((shared, app))
+            assert app.take()
+        for number in range(5):
+            for _, app in pairs:
+                app.on_loop(app.host.expect)
+            for shared, _ in pairs:
+                shared.send(number)
+            for shared, _ in pairs:
+                wait_for(lambda shared=shared, number=number: len(shared.frames) == number + 1)
+        assert all(app.by_host == 5 for _, app in pairs)
+    finally:
+        for shared, app in pairs:
+            app.close()
+            shared.stop()
