@@ -38,6 +38,10 @@ SPIN: Final = (
 SPIN_AGAIN: Final = 1024  #: answers, at most, for which a loop that has looked in vain does not do so again
 SIGNAL_LOOK: Final = 0.5  #: seconds; how long a signal may be overlooked: see `_service.blocking`
 WAKE: Final = 60_000  #: nanoseconds that waking up may take
+DROPS_AT_ONCE: Final = (
+    10_000  #: dropped references that are taken in before whoever waited for results goes on
+)
+DROPS_WAIT: Final = 0.001  #: seconds until that happens with fewer
 DIRECT_DROPS: Final = 64  #: references that may be dropped before the loop is woken for them
 CONNECT_AGAIN: Final = 0.05  #: between attempts to reach an actor that lives
 

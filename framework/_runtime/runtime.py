@@ -144,6 +144,7 @@ class Runtime:
         self._tick = limits.DROP_TICK
         self._tick_timer: asyncio.TimerHandle | None = None
         self._flush_scheduled = False
+        self._drain_scheduled = False
         self._pinned: list[Any] = []
         self.thread = threading.Thread(target=self._run, name="framework-runtime", daemon=True)
 
@@ -354,8 +355,17 @@ class Runtime:
             self.submitter.take_in()  # workers may wait for that
         else:
             self.flush()
-        if self.objects.drops:
+        drops = self.objects.drops
+        if len(drops) > limits.DROPS_AT_ONCE:
             self.objects.drain_drops()
+        elif drops and not self._drain_scheduled:
+            # Whoever was waiting for this batch comes first: nobody waits for what is dropped.
+            self._drain_scheduled = True
+            self.loop.call_later(limits.DROPS_WAIT, self._drain)
+
+    def _drain(self) -> None:
+        self._drain_scheduled = False
+        self.objects.drain_drops()
 
     def flush_soon(self) -> None:
         """On the loop, outside of a batch: `flush` in the next turn."""

@@ -367,6 +367,10 @@ class Submitter(Outcomes):
 
     def ready(self, task: TaskRecord) -> None:
         """It can be sent: queue it for its actor or for a worker."""
+        if self._runtime.dead is not None:
+            # (A lost object is to be made again by a task of which the end of the node has heard nothing.)
+            self.fail(task, self._runtime.dead)
+            return
         if task.actor is not None:
             task.actor.enqueue(task)
             task.actor.resolved(task)

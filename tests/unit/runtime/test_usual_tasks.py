@@ -13,7 +13,9 @@ from framework._runtime.context import TaskContext, current_task
 from framework._runtime.sites import format_site
 from framework._runtime.submit import Submitter
 from framework._state.leases import KeyState
+from framework._state.objects import FAILED
 from framework._state.tasks import TaskRecord, Template
+from framework.exceptions import LocalNodeDiedError
 from support.runtime import FakeRuntime
 
 SCOPE = b"s" * 16
@@ -80,3 +82,14 @@ def test_each_line_is_the_site_of_its_own() -> None:
     assert len(set(sites)) == 3 and all("test_usual_tasks.py" in site for site in sites)
     assert "remote" not in sites[1].rsplit(" in ", 1)[1] and sites[2].endswith(sites[1].rsplit(" in ", 1)[1])
     assert in_a_loop[0].entry.site is in_a_loop[2].entry.site
+
+
+def test_what_becomes_ready_after_the_end_of_the_node_fails() -> None:
+    """A task that makes a lost object again is new: the end of the node, which has failed all others, does not
+    know of it."""
+    process = Process()
+    task = process.any()
+    process.dead = LocalNodeDiedError("gone")
+    process.real.ready(task)
+    assert task.entry.state == FAILED and task.entry.value is process.dead
+    assert not task.template.key.pending and not process.real.tasks
