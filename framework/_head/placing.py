@@ -210,11 +210,9 @@ class Placing:
         node, old = self._choose(self.view, record, wait.spec), self._nodes.get(wait.node)
         if node is None or old is None or node is old:
             return
-        old.connection.cast(
-            m.ACTOR_END, actor, -1, True, "it is started on another node, which has room for it"
-        )
-        self._queued.pop(actor, None)
-        self._send(actor, node, wait.spec, wait.incarnation)
+        # It may have been begun there a moment ago: then it stays.
+        wait.since = self._now()
+        old.connection.cast(m.ACTOR_RECALL, actor, wait.incarnation)
 
     @property
     def waits(self) -> bool:

@@ -22,7 +22,11 @@ class NodeActors:
         self.specs: dict[bytes, tuple[dict[str, Any], int]] = {}
         self._up_now: dict[bytes, list[Any]] = {}  #: that have been constructed, as `report` tells
         self.handlers: dict[int, Handler] = {m.ACTOR_UP: self._up}
-        self.head_handlers: dict[int, Handler] = {m.ACTOR_PLACE: self._place, m.ACTOR_END: self._end}
+        self.head_handlers: dict[int, Handler] = {
+            m.ACTOR_PLACE: self._place,
+            m.ACTOR_RECALL: self._recall,
+            m.ACTOR_END: self._end,
+        }
 
     def _place(self, connection: Connection, frame: Frame) -> None:
         _, actor, spec, incarnation = frame
@@ -43,6 +47,15 @@ class NodeActors:
         self.specs[actor] = (spec, incarnation)
         env, priority = env_key(spec.get("env")), spec.get("priority", 0)
         node.run(node.state.place_actor(actor, spec["resources"], env, spec["job"], priority))
+
+    def _recall(self, connection: Connection, frame: Frame) -> None:
+        """Another node has room for it. What has been begun here stays: no actor is constructed twice."""
+        _, actor, incarnation = frame
+        node = self._node
+        if self.specs.get(actor, (None, -1))[1] == incarnation and node.state.give_up_actor(actor):
+            del self.specs[actor]
+            connection.cast(m.ACTOR_REFUSED, actor, incarnation, node.state.available)
+            node.run(node.state.schedule())
 
     def run(self, actor: bytes, allocation: Allocation) -> None:
         """It has a worker: tell that to become the actor."""

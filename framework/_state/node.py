@@ -151,6 +151,12 @@ class NodeState(Pool):
                     self._release(allocation)
         return self.schedule()
 
+    def give_up_actor(self, actor: bytes) -> bool:
+        """Whether the actor still waits for room: then it is forgotten, and may be started elsewhere."""
+        waiting = len(self._actors)
+        self._actors = deque(a for a in self._actors if a.actor != actor)
+        return len(self._actors) < waiting
+
     def schedule(self) -> list[Command]:
         """Give out what there is: actors first, then owners in their order (see `demands`), one by one."""
         commands: list[Command] = []

@@ -121,6 +121,7 @@ ACTOR_REFUSED: Final = 107
 ACTOR_WARNING: Final = 108
 HEAD_STOP: Final = 109
 NODE_HOLDS: Final = 110
+ACTOR_RECALL: Final = 111
 
 # node <-> node: leases of workers elsewhere
 FORWARD: Final = 120
@@ -328,6 +329,8 @@ CATALOGUE: Final[dict[int, Message]] = {
     JOB_END: Message("job_end", job=bytes),
     # What waits for room in the cluster: {"pending": [...], "groups": [...], "nodes": rows}.
     HEAD_DEMAND: Message("head_demand", rid=int),
+    # To a node: another one has room for this actor. If it still waits there, the answer is ACTOR_REFUSED.
+    ACTOR_RECALL: Message("actor_recall", actor=bytes, incarnation=int),
     # From a node: it has no room for this actor now.
     ACTOR_REFUSED: Message("actor_refused", actor=bytes, incarnation=int, available=dict),
     # To the owner of an actor that cannot be placed for now.

@@ -156,4 +156,5 @@ REGRESSIONS: list[tuple[int, dict[str, Any], str]] = [
     (2116, {}, "who was given up heard that his actors had died with their owner, which was he himself"),
     (2842, {}, "a node kept room for ever for one that had wished for it, and did not any more"),
     (838, {}, "an object that was freed while its view was on its way was read, and its view kept for ever"),
+    (20722, {}, "an actor that waited on a node was begun there, and on another node that had room, too"),
 ]

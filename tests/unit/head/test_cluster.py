@@ -208,12 +208,32 @@ async def test_when_all_are_busy_it_waits_in_the_queue_of_a_node(
     queue = await until(lambda: (placed(one) and one) or (placed(two) and two))
     other = two if queue is one else one
     world.load(other, 1)  # there is room now
+    await until(lambda: queue.take(m.ACTOR_RECALL) == [[ACTOR, 0]])
+    assert not placed(other), "not before that node has given it up"
+    world.tell(queue, m.ACTOR_REFUSED, ACTOR, 0, {"CPU": 0})
     await until(lambda: placed(other) == [(ACTOR, 0)])
-    assert [frame[:2] for frame in queue.take(m.ACTOR_END)] == [[ACTOR, -1]]
-    world.up(queue)  # it had just been started there: too late
-    assert [frame[:2] for frame in queue.take(m.ACTOR_END)] == [[ACTOR, 0]]
     world.up(other)
     assert world.ask(world.driver(), m.HEAD_DEMAND)["pending"] == []
+    assert not queue.take(m.ACTOR_END)
+
+
+async def test_what_was_begun_in_the_queue_of_a_node_stays_there(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its constructor runs when another node has room: it is not run twice."""
+    monkeypatch.setattr(limits, "PLACE_ELSEWHERE", 0.05)
+    one, two = world.node(ONE, 1), world.node(TWO, 1)
+    world.load(one, 0)
+    world.load(two, 0)
+    world.ask(world.driver(), m.ACTOR_CREATE, ACTOR, spec(1))
+    queue = await until(lambda: (placed(one) and one) or (placed(two) and two))
+    other = two if queue is one else one
+    world.load(other, 1)
+    for _ in range(2):  # (it asks again, for it may wait there for long)
+        await until(lambda: queue.take(m.ACTOR_RECALL) == [[ACTOR, 0]])
+    world.up(queue)
+    assert not placed(other)
+    assert not queue.take(m.ACTOR_END)
 
 
 async def test_what_nobody_has_is_told_once_and_waited_for(world: World) -> None:

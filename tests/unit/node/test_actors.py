@@ -44,6 +44,13 @@ class Node:
     def end(self, incarnation: int) -> None:
         self.actors.head_handlers[m.ACTOR_END](None, [0, ACTOR, incarnation, True, "why"])  # type: ignore[arg-type]
 
+    def recall(self, incarnation: int) -> list[tuple[Any, ...]]:
+        """What is answered."""
+        answers: list[tuple[Any, ...]] = []
+        head = types.SimpleNamespace(cast=lambda *frame: answers.append(frame))
+        self.actors.head_handlers[m.ACTOR_RECALL](head, [0, ACTOR, incarnation])  # type: ignore[arg-type]
+        return answers
+
     def up(self, error: Any) -> None:
         """Its process has come, runs it, and says so."""
         peer = types.SimpleNamespace(cast=lambda *_: None, ident=b"w", peer={"address": "x"})
@@ -87,3 +94,25 @@ def test_one_that_runs_is_forgotten_with_its_process() -> None:
     assert node.ended == [b"w"] and ACTOR in node.actors.specs
     node.actors.process_gone(node.processes.by_id[b"w"], "it was killed", 0)
     assert node.actors.specs == {}
+
+
+def test_one_that_waits_for_room_may_be_had_elsewhere() -> None:
+    node = Node()
+    node.state.place_actor(b"b" * 16, {"CPU": 10_000}, None, b"\1\0\0\0")
+    node.actors.head_handlers[m.ACTOR_PLACE](
+        None,  # type: ignore[arg-type]
+        [0, ACTOR, {**SPEC, "resources": {"CPU": 10_000}}, 1],
+    )
+    assert node.recall(0) == [], "that is another life of it"
+    assert node.recall(1) == [(m.ACTOR_REFUSED, ACTOR, 1, node.state.available)]
+    assert node.actors.specs == {} and node.actors.report() == []
+    assert node.recall(1) == []
+
+
+def test_one_that_has_room_stays() -> None:
+    node = Node()
+    node.place(0)  # its worker is being started
+    assert node.recall(0) == []
+    node.up(None)
+    assert node.recall(0) == []
+    assert ACTOR in node.actors.specs

@@ -85,8 +85,8 @@ def test_each_line_is_the_site_of_its_own() -> None:
 
 
 def test_what_becomes_ready_after_the_end_of_the_node_fails() -> None:
-    """A task that makes a lost object again is new: the end of the node, which has failed all others, does not
-    know of it."""
+    """A task that makes a lost object again is new: the end of the node, which has failed all others, did
+    not know of it."""
     process = Process()
     task = process.any()
     process.dead = LocalNodeDiedError("gone")
