@@ -135,7 +135,8 @@ def _of_connections(runtime: Any, addresses: set[str] | None) -> Iterator[str]:
     for address, connection in runtime.peers._by_address.items():
         if connection.closed:
             yield f"the connection to {address} has ended, and is kept"
-        elif addresses is not None and address not in addresses:
+        elif addresses is not None and address not in addresses and runtime.dead is None:
+            # (Where its own node has ended, nobody tells it of the others: it has them until its shutdown.)
             yield f"a connection to {address}, where nobody lives any more"
 
 

@@ -251,6 +251,17 @@ def test_a_task_does_not_run_twice_at_a_time() -> None:
     assert scene.kinds() == []
 
 
+def test_a_generator_that_has_lost_an_item_runs_beside_itself() -> None:
+    scene = Scene()
+    scene.seen.tasks[1], scene.seen.tasks[2] = TaskFacts(3, stored=True), TaskFacts(3)
+    for task in (1, 2):
+        scene.attempt(task, 1.0, 4.0)
+        scene.attempt(task, 3.0, 5.0)
+    assert scene.kinds() == ["a task ran twice at a time"] * 2
+    scene.happens("disk_lost", 2.0)
+    assert scene.kinds() == ["a task ran twice at a time"], "what has no items in the store has lost none"
+
+
 def test_a_value_needs_an_attempt_that_came_to_its_end() -> None:
     scene = Scene()
     scene.seen.tasks[1] = TaskFacts(3)
