@@ -48,11 +48,16 @@ class NodeActors:
         env, priority = env_key(spec.get("env")), spec.get("priority", 0)
         node.run(node.state.place_actor(actor, spec["resources"], env, spec["job"], priority))
 
+    def _is_wanted(self, actor: bytes, incarnation: int) -> bool:
+        """Whether it is this life of the actor that is to be here."""
+        found = self.specs.get(actor)
+        return found is not None and found[1] == incarnation
+
     def _recall(self, connection: Connection, frame: Frame) -> None:
         """Another node has room for it. What has been begun here stays: no actor is constructed twice."""
         _, actor, incarnation = frame
         node = self._node
-        if self.specs.get(actor, (None, -1))[1] == incarnation and node.state.give_up_actor(actor):
+        if self._is_wanted(actor, incarnation) and node.state.give_up_actor(actor):
             del self.specs[actor]
             connection.cast(m.ACTOR_REFUSED, actor, incarnation, node.state.available)
             node.run(node.state.schedule())
@@ -85,7 +90,7 @@ class NodeActors:
         )
         if error is not None:
             process.actor = None
-            if self.specs.get(actor, (None, -1))[1] == process.incarnation:
+            if self._is_wanted(actor, process.incarnation):
                 del self.specs[actor]
             self._node.processes.end(process.worker_id, "its actor could not be constructed", intended=True)
 
@@ -100,7 +105,7 @@ class NodeActors:
         assert actor is not None
         if actor in self._up_now and self._up_now[actor][1] == process.incarnation:
             del self._up_now[actor]
-        if self.specs.get(actor, (None, -1))[1] == process.incarnation:
+        if self._is_wanted(actor, process.incarnation):
             del self.specs[actor]  # (its next incarnation may wait for a place already)
         self._node.tell_head(
             m.ACTOR_GONE, actor, process.incarnation, detail, process.intended, running, process.kind

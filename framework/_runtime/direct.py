@@ -280,7 +280,7 @@ class Direct:
 
     def expect_more(self, loop: asyncio.AbstractEventLoop) -> None:
         """On an application's loop that has answered what it had read: the next call may come soon."""
-        host = self._hosts.get(loop)
+        host = self._hosts.get(loop) if self.hosting else None
         if host is not None and host.reads:
             host.expect()
 

@@ -288,10 +288,8 @@ class Streams:
                 return None
             stream.taken += 1
             ref = stream.items.popleft()
-        owed = stream.taken - stream.granted  # see `StreamState.owed`
-        if owed * 2 >= stream.window >= 0 and (
-            len(stream.items) <= stream.window or owed * 4 >= stream.burst
-        ):
+        # (What most items end at without a call; the rule is in `owed`.)
+        if (stream.taken - stream.granted) * 2 >= stream.window >= 0 and stream.owed():
             self._send_credit(task)
         return ref
 

@@ -111,7 +111,7 @@ class Submitter(Outcomes):
         scope: bytes,
         retries: int,
         timeout: float | None = None,
-        window: int = 0,
+        window: int = DEFAULT_WINDOW,
         actor: Any = None,
         keep: Any = None,
         depth: int = 2,
@@ -240,11 +240,8 @@ class Submitter(Outcomes):
         lease.inflight.pop(task.unique, None)
         if task.lease is lease and task.state == SENT:
             task.lease = None
-            if self._runtime.dead is not None:
-                self.fail(task, self._runtime.dead)
-            else:
-                self.ready(task)
-                self._runtime.flush_soon()
+            self.ready(task)
+            self._runtime.flush_soon()
 
     def _inherit(self, task: TaskRecord, context: TaskContext | None, timeout: float | None) -> None:
         if context is not None:

@@ -143,7 +143,7 @@ class NodeState(Pool):
         """The actor is not wanted any more: forget it if it still waits. (A running one ends with its
         worker.)
         """
-        self._actors = deque(a for a in self._actors if a.actor != actor)
+        self.give_up_actor(actor)
         for queue in self._awaiting.values():
             for allocation in list(queue):
                 if allocation.actor == actor:

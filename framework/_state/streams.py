@@ -118,17 +118,16 @@ class StreamState:
 class Credits:
     """What the producer of one attempt may make. Times are in nanoseconds, of any clock."""
 
-    __slots__ = ("_given", "_granted", "_judged", "_loan", "_lot", "_most", "_quick", "_window")
+    __slots__ = ("_given", "_granted", "_loan", "_lot", "_most", "_quick", "_window")
 
     def __init__(self, window: int, burst: int = 0) -> None:
         self._window = window
         self._granted = window  #: credits that were given and not yet used
         self._most = max(0, burst - window)  #: that may be borrowed
         self._loan = 0
-        self._lot = 0  #: how many items may be made since
-        self._given = 0  #: this time
-        self._judged = True  #: it is known whether the last lot was made quickly
-        self._quick = False
+        self._lot = 0  #: how many items may be made since `_given`; 0: they were made, and judged
+        self._given = 0
+        self._quick = False  #: the last lot was made quickly, and all of it was small
 
     def grant(self, credits: int) -> None:
         """The consumer has taken items."""
@@ -137,8 +136,7 @@ class Credits:
     def take(self, now: int, small: bool) -> int:
         """All items that may be made now; they count as made. 0: it has to wait for credits. To be called
         when those of the last time have been made. `small`: all of these were."""
-        if not self._judged:
-            self._judged = True
+        if self._lot:
             self._quick = small and now - self._given <= self._lot * limits.QUICK_ITEM_NS
         repaid = min(self._loan, self._granted)
         self._loan -= repaid
@@ -147,6 +145,5 @@ class Credits:
         if not lot and self._quick:
             lot = min(self._window, self._most - self._loan)
             self._loan += lot
-        if lot:
-            self._lot, self._given, self._judged = lot, now, False
+        self._lot, self._given = lot, now
         return lot

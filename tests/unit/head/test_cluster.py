@@ -196,9 +196,8 @@ async def test_actors_go_where_there_is_room(world: World) -> None:
     await until(lambda: placed(two) == [(ACTOR, 0)])
 
 
-async def test_when_all_are_busy_it_waits_in_the_queue_of_a_node(
-    world: World, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def queued(world: World, monkeypatch: pytest.MonkeyPatch) -> tuple[Any, Any]:
+    """Two busy nodes: that in whose queue an actor waits, and the other one, which has room now."""
     monkeypatch.setattr(limits, "PLACE_ELSEWHERE", 0.05)
     one, two = world.node(ONE, 1), world.node(TWO, 1)
     world.load(one, 0)
@@ -207,7 +206,14 @@ async def test_when_all_are_busy_it_waits_in_the_queue_of_a_node(
     assert world.ask(world.driver(), m.HEAD_DEMAND)["pending"] == [[{"CPU": CPU}, None, 1]]
     queue = await until(lambda: (placed(one) and one) or (placed(two) and two))
     other = two if queue is one else one
-    world.load(other, 1)  # there is room now
+    world.load(other, 1)
+    return queue, other
+
+
+async def test_when_all_are_busy_it_waits_in_the_queue_of_a_node(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    queue, other = await queued(world, monkeypatch)
     await until(lambda: queue.take(m.ACTOR_RECALL) == [[ACTOR, 0]])
     assert not placed(other), "not before that node has given it up"
     world.tell(queue, m.ACTOR_REFUSED, ACTOR, 0, {"CPU": 0})
@@ -221,14 +227,7 @@ async def test_what_was_begun_in_the_queue_of_a_node_stays_there(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its constructor runs when another node has room: it is not run twice."""
-    monkeypatch.setattr(limits, "PLACE_ELSEWHERE", 0.05)
-    one, two = world.node(ONE, 1), world.node(TWO, 1)
-    world.load(one, 0)
-    world.load(two, 0)
-    world.ask(world.driver(), m.ACTOR_CREATE, ACTOR, spec(1))
-    queue = await until(lambda: (placed(one) and one) or (placed(two) and two))
-    other = two if queue is one else one
-    world.load(other, 1)
+    queue, other = await queued(world, monkeypatch)
     for _ in range(2):  # (it asks again, for it may wait there for long)
         await until(lambda: queue.take(m.ACTOR_RECALL) == [[ACTOR, 0]])
     world.up(queue)

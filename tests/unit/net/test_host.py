@@ -446,8 +446,10 @@ def test_order_whoever_reads(shared: Shared, app: App, seed: int) -> None:
 # ---- staying awake -----------------------------------------------------------------------------------------
 
 
-def counted_turns(app: App, monkeypatch: pytest.MonkeyPatch) -> list[None]:
-    """Grows with each look, while the loop is kept from sleeping."""
+def answered_soon(shared: Shared, app: App, monkeypatch: pytest.MonkeyPatch) -> list[None]:
+    """A frame was awaited and has come soon. A list that grows with each look, while the loop is kept from
+    sleeping."""
+    monkeypatch.setattr(limits, "SPIN", 10**10)
     looks: list[None] = []
     goes_on = Looking.goes_on
 
@@ -456,18 +458,17 @@ def counted_turns(app: App, monkeypatch: pytest.MonkeyPatch) -> list[None]:
         return goes_on(self, now)
 
     monkeypatch.setattr(Looking, "goes_on", counted)
+    assert app.take()
+    app.on_loop(app.host.expect)
+    shared.send(0)
+    wait_for(lambda: shared.frames == [0])
     return looks
 
 
 def test_a_loop_stays_awake_for_what_comes_soon(
     shared: Shared, app: App, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(limits, "SPIN", 10**10)
-    looks = counted_turns(app, monkeypatch)
-    assert app.take()
-    app.on_loop(app.host.expect)
-    shared.send(0)
-    wait_for(lambda: shared.frames == [0])
+    looks = answered_soon(shared, app, monkeypatch)
     assert not looks, "nothing has come soon before"
     for number in range(1, 4):
         before = len(looks)
@@ -485,12 +486,7 @@ def test_a_loop_stays_awake_for_what_comes_soon(
 def test_a_loop_does_not_stay_awake_for_long(
     shared: Shared, app: App, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(limits, "SPIN", 10**10)
-    looks = counted_turns(app, monkeypatch)
-    assert app.take()
-    app.on_loop(app.host.expect)
-    shared.send(0)
-    wait_for(lambda: shared.frames == [0])
+    looks = answered_soon(shared, app, monkeypatch)
     monkeypatch.setattr(limits, "SPIN", 10**6)
     app.on_loop(app.host.expect)
     wait_for(lambda: not app.host._looking)

@@ -40,15 +40,19 @@ def test_items_come_in_order_and_once() -> None:
     assert [stream.take(), stream.take(), stream.take(), stream.take()] == ["a", "b", "c", None]
 
 
-def test_credits_come_in_lots_of_half_a_window() -> None:
-    stream = StreamState(8)
-    for index in range(8):
+def due_of(stream: StreamState, count: int) -> list[int]:
+    """The credits after each of so many items, which are taken when all have come."""
+    for index in range(count):
         stream.add(index, index)
     due = []
-    for _ in range(8):
+    for _ in range(count):
         stream.take()
         due.append(stream.credits_due())
-    assert due == [0, 0, 0, 4, 0, 0, 0, 4]
+    return due
+
+
+def test_credits_come_in_lots_of_half_a_window() -> None:
+    assert due_of(StreamState(8), 8) == [0, 0, 0, 4, 0, 0, 0, 4]
 
 
 @pytest.mark.parametrize("window", [1, 2, 3])
@@ -186,14 +190,7 @@ def test_who_has_become_slow_pays_back_first() -> None:
 
 
 def test_larger_lots_while_much_is_here() -> None:
-    stream = StreamState(4, 32)
-    for index in range(20):
-        stream.add(index, index)
-    due = []
-    for _ in range(20):
-        stream.take()
-        due.append(stream.credits_due())
-    assert due == [0] * 7 + [8] + [0] * 7 + [8, 0, 2, 0, 2]
+    assert due_of(StreamState(4, 32), 20) == [0] * 7 + [8] + [0] * 7 + [8, 0, 2, 0, 2]
 
 
 @given(
